@@ -1,0 +1,281 @@
+"""Compare checkpoints: run all lanes over the same tokens and gather every measurement into one record.
+
+Lanes: the base ("bf16"), the noise lane ("bf16-noise": the base's weights with another order of accumulation), and
+the candidates by name. The noise lane is measured like a candidate; what it shows is what no difference in weights
+can explain, and each candidate's measurement carries it as `noise_floor`. Stages, each in its own module:
+
+    weight_errors   tensors against tensors             predictions   logits against logits
+    trunk           layer by layer, in lockstep         drafting      MTP acceptance, teacher-forced
+    speculation     MTP acceptance in a real loop
+
+Judging is left out: `verdict` stays None, and reports/ fills it. Anything that could not be measured is in `missing`
+with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qconvert
+from qconvert.errors import UserError
+from qconvert.formats import open_weights
+from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
+from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
+from qconvert_evals.data import Document, load_documents
+from qconvert_evals.identity import check_comparable, choose_numerics, head_fault, lane_identity
+from qconvert_evals.metrics import acceptance, hidden, logits, router
+from qconvert_evals.metrics import live as live_metric
+from qconvert_evals.metrics import weights as weights_metric
+from qconvert_evals.metrics.found import Found
+from qconvert_evals.metrics.weights import WeightState
+from qconvert_evals.results import BASE_LANE, NOISE_LANE, Measurement, Results
+from qconvert_evals.speculation import LiveSettings
+from qconvert_evals.trunk import Track, run_trunk
+from qconvert_reference.lane import Lane
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+WORST = 20
+LIVE = LiveSettings()
+WORST_TABLES = {"weights_worst": weights_metric.worst, "weights_worst_blocks": weights_metric.worst_blocks}
+LIVE_BYTES = 8 << 30  # weights of a model that may be held in memory as a whole, for generation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how much of it."""
+
+    tokens: int
+    seq_len: int
+    draft_tokens: int
+    activations: str | None
+    live: LiveSettings
+
+
+def compare(
+    base: str | Path,
+    candidates: Mapping[str, str | Path],
+    *,
+    documents: Sequence[Document] | None = None,
+    tokens: int = 16384,
+    seq_len: int = 512,
+    draft_tokens: int = 3,
+    activations: str | None = None,
+    live: LiveSettings = LIVE,
+    progress: Progress | None = None,
+) -> Results:
+    """Everything measured; UserError where the checkpoints cannot be compared.
+
+    `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
+    """
+    settings = Settings(tokens, seq_len, draft_tokens, activations, live)
+    comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
+    with torch.inference_mode():
+        comparison.run()
+    return comparison.results()
+
+
+class _Stages:
+    """Turns ticks of one stage into calls of the caller's progress function."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def begin(self, stage: str, total: int) -> Callable[[], None]:
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if self._progress is not None:
+                self._progress(stage, min(done, total), total)
+
+        return tick
+
+
+@dataclass
+class _Comparison:
+    """The lanes, the tokens, and what has been found so far."""
+
+    settings: Settings
+    base: Lane
+    others: list[Lane]  # the noise lane, then the candidates
+    corpus: Corpus
+    tokenizer: Tokenizer
+    stages: _Stages
+    faults: dict[str, str]  # lane -> why it has no usable MTP head
+    found: list[Found] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        base: Path,
+        candidates: Mapping[str, str | Path],
+        documents: Sequence[Document] | None,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> _Comparison:
+        """Open and check everything before anything is computed."""
+        lane, others = _open_lanes(base, candidates, settings)
+        faults = {}
+        for other in others:
+            check_comparable(lane, other)
+            fault = head_fault(lane.weights, other.weights)
+            if fault is not None:
+                faults[other.name] = fault
+        tokenizer = Tokenizer(base)
+        corpus = make_corpus(
+            load_documents() if documents is None else documents,
+            tokenizer.encode,
+            tokens=settings.tokens,
+            seq_len=settings.seq_len,
+            vocab_size=lane.config.vocab_size,
+        )
+        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults)
+
+    def run(self) -> None:
+        """All stages."""
+        self._weights()
+        tracks = [Track.start(lane, self.corpus.batches, self.corpus.domains) for lane in (self.base, *self.others)]
+        total = self.base.num_layers * len(tracks)
+        run_trunk(tracks[0], tracks[1:], self.corpus.batches, self.stages.begin("layers", total))
+        self._predictions(tracks[0], tracks[1:])
+        self._drafts(tracks[0], tracks[1:])
+        for track in tracks[1:]:
+            self.found += [router.result(track.router), hidden.result(track.errors)]
+        self._live()
+
+    def _weights(self) -> None:
+        for lane in (self.base, *self.others):
+            self.found.append(_sizes(lane))
+        candidates = [lane for lane in self.others if lane.name != NOISE_LANE]
+        tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in candidates))
+        states = [WeightState(NOISE_LANE)]  # the base's own tensors: nothing is touched, nothing is missing
+        states += [weight_errors.measure(lane.name, self.base.weights, lane.weights, tick) for lane in candidates]
+        for state in states:
+            self.found.append(weights_metric.result(state))
+            for name, rows in WORST_TABLES.items():
+                listed = [{"lane": state.lane, **row} for row in rows(state, WORST)]
+                self.figures.setdefault(name, []).extend(listed)
+            self.figures.setdefault("weights_kept_changed", {})[state.lane] = weights_metric.kept_changed(state)
+            self.figures.setdefault("weights_missing", {})[state.lane] = state.missing
+
+    def _predictions(self, base: Track, others: list[Track]) -> None:
+        seq_len, batches = self.settings.seq_len, self.corpus.batches
+        states = predictions.measure(base, others, batches, seq_len, self.stages.begin("logits", len(batches)))
+        self.found.append(logits.base_result(states[0], self.base.name))
+        self.figures |= {"kl_histogram": {}, "position_kl": {}, "worst_tokens": []}
+        for state in states:
+            self.found.append(logits.result(state))
+            self.figures["kl_histogram"][state.lane] = logits.histogram(state)
+            self.figures["position_kl"][state.lane] = logits.by_position(state, predictions.positions(state, seq_len))
+            if state.lane != NOISE_LANE:
+                worst = predictions.worst_tokens(state, self.corpus, self.tokenizer, seq_len, WORST)
+                self.figures["worst_tokens"].extend(worst)
+
+    def _drafts(self, base: Track, others: list[Track]) -> None:
+        """Acceptance on the documents' text; a lane that lost its head is measured as missing, with the reason."""
+        steps, able = self.settings.draft_tokens, [track for track in others if track.lane.name not in self.faults]
+        tick = self.stages.begin("drafts", len(able) + 1)
+        states = drafting.measure(base, able, self.corpus.batches, steps, tick)
+        for lane in (self.base, *self.others):
+            state = states.get(lane.name)
+            if state is None:
+                self.found.append(acceptance.absent(lane.name, steps, self._headless(lane)))
+            else:
+                against = None if lane is self.base else states.get(self.base.name)
+                self.found.append(acceptance.result(state, against))
+
+    def _live(self) -> None:
+        settings, steps = self.settings.live, self.settings.draft_tokens
+        lanes = (self.base, *self.others)
+        tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
+        for lane in lanes:
+            why = self._headless(lane) or self._too_large(lane)
+            if why:
+                self.found.append(live_metric.absent(lane.name, steps, why))
+                continue
+            counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
+            self.found += [live_metric.result(counted), acceptance.result(forced)]
+
+    def _headless(self, lane: Lane) -> str:
+        """Why a lane cannot draft, "" if it can."""
+        if lane.name in self.faults:
+            return self.faults[lane.name]
+        return "" if lane.has_mtp else "the checkpoint has no MTP head"
+
+    def _too_large(self, lane: Lane) -> str:
+        size = _bytes(lane)
+        if size <= LIVE_BYTES:
+            return ""
+        return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
+
+    def results(self) -> Results:
+        """The record, noise floors filled in."""
+        rows = [row for found in self.found for row in found.measurements]
+        noise = {(row.name, row.slice): row.value for row in rows if row.lane == NOISE_LANE}
+        reference = (self.base.name, NOISE_LANE)
+        roles = {self.base.name: "base", NOISE_LANE: "noise"}
+        return Results(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tool=self._tool(),
+            lanes=[lane_identity(lane, roles.get(lane.name, "candidate")) for lane in (self.base, *self.others)],
+            measurements=[row if row.lane in reference else _with_floor(row, noise) for row in rows],
+            missing=[row for found in self.found for row in found.missing],
+            figures=self.figures,
+        )
+
+    def _tool(self) -> dict[str, Any]:
+        settings, corpus = self.settings, self.corpus
+        used = {one.document for one in corpus.sequences}
+        return {
+            "name": "qconvert",
+            "version": qconvert.__version__,
+            "tokens": corpus.tokens,
+            "documents": len(used),
+            "sequences": len(corpus.sequences),
+            "domains": sorted({corpus.domains[number] for number in used}),
+            "seq_len": settings.seq_len,
+            "draft_tokens": settings.draft_tokens,
+            "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
+        }
+
+
+def _open_lanes(base: Path, candidates: Mapping[str, str | Path], settings: Settings) -> tuple[Lane, list[Lane]]:
+    taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
+    if taken:
+        raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
+    if not candidates:
+        raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
+    weights = open_weights(base)
+    if weights.quantized:
+        raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
+    numerics = choose_numerics(weights)
+    lane = Lane.open(BASE_LANE, weights, numerics)
+    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"))]
+    for name, path in candidates.items():
+        opened = open_weights(Path(path))
+        others.append(Lane.open(name, opened, choose_numerics(opened, activations=settings.activations)))
+    return lane, others
+
+
+def _bytes(lane: Lane) -> int:
+    return sum(info.nbytes for info in lane.weights.checkpoint.tensors.values())
+
+
+def _sizes(lane: Lane) -> Found:
+    found = Found(lane.name)
+    tensors = len(lane.weights.checkpoint.tensors)
+    found.add("model.bytes", "all", "bytes", statistics.exact(_bytes(lane), tensors))
+    return found
+
+
+def _with_floor(row: Measurement, noise: Mapping[tuple[str, str], float | None]) -> Measurement:
+    return replace(row, noise_floor=noise.get((row.name, row.slice)))

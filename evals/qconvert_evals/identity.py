@@ -1,0 +1,139 @@
+"""Who the lanes are, and whether they may be compared at all.
+
+Two checkpoints are comparable when every setting that the forward pass depends on is equal and both bring the same
+tokenizer. Anything else would measure the difference between two models and call it quantization. Other keys of
+config.json may differ.
+
+Files are identified by sha256. Hashing reads every byte, so for files above TRUST_BYTES the hash in the folder's own
+qconvert.json is taken where the size agrees; `qconvert verify` is the command that checks those.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qconvert
+from qconvert.checkpoint import CONFIG, Checkpoint, hash_file, hub_identity
+from qconvert.errors import UserError
+from qconvert.families import family_of
+from qconvert.formats import Weights
+from qconvert.manifest import Manifest
+from qconvert_evals.corpus import TOKENIZER
+from qconvert_evals.results import LaneIdentity
+from qconvert_reference.lane import Lane
+from qconvert_reference.linear import Numerics
+
+TRUST_BYTES = 1 << 30
+MEASURED_WITH = ("torch", "numpy", "safetensors", "tokenizers")
+
+
+def check_comparable(base: Lane, candidate: Lane) -> None:
+    """UserError naming what differs."""
+    names = [one.name for one in fields(base.config)]
+    ours, theirs = ({name: getattr(lane.config, name) for name in names} for lane in (base, candidate))
+    keys = [key for key in ours if ours[key] != theirs[key]]
+    if keys:
+        expected, found = (", ".join(f"{key} = {side[key]!r}" for key in keys) for side in (ours, theirs))
+        raise UserError(
+            f"lane {candidate.name} is another model than the base: it differs in {', '.join(keys)}",
+            where=str(candidate.weights.checkpoint.root / CONFIG),
+            expected=expected,
+            found=found,
+        )
+    own, other = (lane.weights.checkpoint.root / TOKENIZER for lane in (base, candidate))
+    if own.is_file() and other.is_file() and own.read_bytes() != other.read_bytes():
+        raise UserError(
+            f"lane {candidate.name} has another tokenizer than the base",
+            where=str(other),
+            expected=f"sha256 {hash_file(own)[:16]}... of {own}",
+            found=f"sha256 {hash_file(other)[:16]}...",
+            fix="both checkpoints must bring the same tokenizer.json, or the tokens would not be the same",
+        )
+
+
+def head_fault(base: Weights, candidate: Weights) -> str | None:
+    """Why a candidate cannot draft although the base can; also refuses a candidate that lacks a tensor of the trunk."""
+    prefix = family_of(base.config).mtp_prefix
+    gone = [name for name in base.names if name not in candidate]
+    trunk = [name for name in gone if not name.startswith(prefix)]
+    if trunk:
+        raise UserError(
+            f"tensor {trunk[0]} is missing, so the model cannot run",
+            where=str(candidate.checkpoint.root),
+            expected="every tensor of the base checkpoint",
+            found=f"{len(trunk)} tensors are missing",
+        )
+    total = sum(name.startswith(prefix) for name in base.names)
+    return f"{len(gone)} of {total} tensors of the MTP head are missing, first {gone[0]}" if gone else None
+
+
+def lane_identity(lane: Lane, role: str) -> LaneIdentity:
+    """The record that goes into results.json."""
+    checkpoint = lane.weights.checkpoint
+    manifest = Manifest.load(checkpoint.root)
+    origin = hub_identity(checkpoint.root)
+    return LaneIdentity(
+        name=lane.name,
+        role=role,
+        path=str(checkpoint.root),
+        revision=f"{origin['repository']}@{origin['revision']}" if origin else None,
+        files=file_hashes(checkpoint, manifest),
+        recipe=_recipe(lane.weights, manifest),
+        numerics=_numerics(lane.numerics),
+        versions=versions(),
+    )
+
+
+def file_hashes(checkpoint: Checkpoint, manifest: Manifest | None) -> dict[str, str]:
+    """sha256 of config, shards and the files beside them."""
+    known: Mapping[str, Any] = manifest.output["files"] if manifest is not None else {}
+    names = [CONFIG, *checkpoint.shards, *checkpoint.other_files()]
+    return {name: _file_hash(checkpoint.root / name, known.get(name)) for name in names}
+
+
+def _file_hash(path: Path, recorded: Mapping[str, Any] | None) -> str:
+    size = path.stat().st_size
+    if recorded is not None and size > TRUST_BYTES and recorded["bytes"] == size:
+        return str(recorded["sha256"])
+    return hash_file(path)
+
+
+def _recipe(weights: Weights, manifest: Manifest | None) -> dict[str, Any]:
+    """The manifest's recipe, or what can be told from the files of somebody else's checkpoint."""
+    if manifest is not None:
+        return dict(manifest.recipe)
+    schemes = sorted({scheme.name for scheme in weights.quantized.values()})
+    if not schemes:
+        return {}
+    return {"scheme": "+".join(schemes), "format": weights.format.name if weights.format is not None else None}
+
+
+def _numerics(numerics: Numerics) -> dict[str, Any]:
+    return {key: value if isinstance(value, (str, bool)) else str(value) for key, value in asdict(numerics).items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that could change a number."""
+    found = {name: importlib.metadata.version(name) for name in MEASURED_WITH}
+    return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device()}
+
+
+def _device() -> str:
+    return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def choose_numerics(weights: Weights, *, activations: str | None = None) -> Numerics:
+    """BF16 arithmetic; eight-bit activations where the checkpoint asks engines for them, or where the caller does."""
+    block = weights.config.get("quantization_config")
+    dynamic = isinstance(block, dict) and block.get("activation_scheme") == "dynamic"
+    chosen = activations or ("fp8-group128" if dynamic else "none")
+    if chosen not in ("none", "fp8-group128"):
+        raise UserError("unknown activation quantization", expected="none or fp8-group128", found=chosen)
+    return Numerics(activations="fp8-group128" if chosen == "fp8-group128" else "none")

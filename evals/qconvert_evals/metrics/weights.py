@@ -1,0 +1,174 @@
+"""Error of the weights themselves, tensor by tensor, against the base checkpoint.
+
+    relative error = |W' - W| / |W|  (Frobenius)       SQNR = -20 log10(relative error) dB       largest |w' - w|
+    block error    = the largest relative error of any 128 x 128 tile of the tensor
+
+W' is what the codes and scales stand for, in fp32. A tensor's error averages over its tiles, so one wrong scale among
+hundreds hardly moves it; the block error does not average, so a doubled, swapped or zeroed scale shows in the tile it
+belongs to. A tile or tensor that is zero in the base is measured against the candidate's norm instead: error 1 unless
+both are zero.
+
+A tensor is *touched* when it is quantized or differs from the base in any element. Slice "all" covers the touched
+tensors (value 0 and n 0 when there is none), "kind=..." every tensor of that kind. `kept_changed` counts tensors that
+the candidate keeps in plain form and that differ nevertheless; `missing_tensors` and `extra_tensors` count names.
+Nothing is sampled, so bounds equal the value.
+
+Left out: errors weighted by activations. What an error does to the outputs is measured on the outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qconvert_evals import statistics
+from qconvert_evals.metrics.found import Found
+
+TILE = 128
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Sums of squares and maxima of one tensor."""
+
+    tensor: str
+    kind: str
+    quantized: bool
+    error: float  # sum of (w' - w)^2
+    signal: float  # sum of w^2, or of w'^2 where that is zero
+    max_abs: float
+    block_error: float
+    block: tuple[int, int]  # row and column of the tile's first element
+
+    @property
+    def relative(self) -> float:
+        """Relative Frobenius error."""
+        return math.sqrt(self.error / self.signal) if self.signal else 0.0
+
+    @property
+    def touched(self) -> bool:
+        """Quantized, or not what the base holds."""
+        return self.quantized or self.error != 0
+
+
+@dataclass
+class WeightState:
+    """Errors of all tensors compared so far, and the names that only one side has."""
+
+    lane: str
+    tensors: list[TensorError] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+
+
+def update(state: WeightState, name: str, kind: str, base: Tensor, candidate: Tensor, quantized: bool) -> None:
+    """Add one tensor: both in plain form and of the same shape; `quantized` says how the candidate stores it."""
+    before, after = base.float(), candidate.float()
+    error, signal = (after - before).square(), before.square()
+    total = float(signal.sum(dtype=torch.float64)) or float(after.square().sum(dtype=torch.float64))
+    block_error, block = _worst_tile(error, signal, after) if base.dim() == 2 else (0.0, (0, 0))
+    summed = float(error.sum(dtype=torch.float64))
+    largest = float((after - before).abs().max()) if base.numel() else 0.0
+    one = TensorError(name, kind, quantized, summed, total, largest, block_error, block)
+    state.tensors.append(one)
+
+
+def _worst_tile(error: Tensor, signal: Tensor, after: Tensor) -> tuple[float, tuple[int, int]]:
+    """Largest relative error of a tile and where the tile starts; all [N, K]."""
+    errors, signals, others = (_tile_sums(one) for one in (error, signal, after.square()))
+    norms = torch.where(signals > 0, signals, others)
+    ratios = torch.where(norms > 0, errors / norms, torch.zeros_like(norms)).sqrt()
+    worst = int(ratios.nan_to_num(nan=math.inf).argmax())
+    row, column = divmod(worst, ratios.shape[1])
+    return float(ratios.flatten()[worst]), (row * TILE, column * TILE)
+
+
+def _tile_sums(values: Tensor) -> Tensor:
+    """[N, K] -> sums over tiles [ceil(N / 128), ceil(K / 128)]; the last row and column may be smaller tiles."""
+    rows = torch.stack([band.sum(0) for band in torch.split(values, TILE, 0)])  # [n, K]
+    return torch.stack([band.sum(1) for band in torch.split(rows, TILE, 1)], dim=1)
+
+
+def result(state: WeightState) -> Found:
+    """Touched tensors together, each kind, and the counts that must be zero."""
+    found = Found(state.lane)
+    _rows(found, "all", _touched(state))
+    for kind in sorted({one.kind for one in state.tensors}):
+        _rows(found, f"kind={kind}", [one for one in state.tensors if one.kind == kind])
+    counts = {
+        "quantized_tensors": sum(one.quantized for one in state.tensors),
+        "kept_changed": len(kept_changed(state)),
+        "missing_tensors": len(state.missing),
+        "extra_tensors": len(state.extra),
+    }
+    for name, count in counts.items():
+        found.add(f"weights.{name}", "all", "count", statistics.exact(count, len(state.tensors)))
+    return found
+
+
+def kept_changed(state: WeightState) -> list[str]:
+    """Plain tensors that differ from the base. A candidate without any quantized tensor declares none as kept."""
+    if not any(one.quantized for one in state.tensors):
+        return []
+    return [one.tensor for one in state.tensors if not one.quantized and one.error != 0]
+
+
+def _rows(found: Found, slice_name: str, tensors: list[TensorError]) -> None:
+    error, signal, n = sum(one.error for one in tensors), sum(one.signal for one in tensors), len(tensors)
+    pooled = math.sqrt(error / signal) if signal else 0.0
+    values = {
+        "relative_error": (pooled, "ratio"),
+        "relative_error_max": (_largest([one.relative for one in tensors]), "ratio"),
+        "block_error_max": (_largest([one.block_error for one in tensors]), "ratio"),
+        "max_abs": (_largest([one.max_abs for one in tensors]), "weight"),
+    }
+    for name, (value, unit) in values.items():
+        found.add(f"weights.{name}", slice_name, unit, statistics.exact(value, n))
+    if pooled:
+        found.add("weights.sqnr_db", slice_name, "dB", statistics.exact(sqnr_db(pooled), n))
+    elif slice_name == "all":
+        found.absent([("weights.sqnr_db", slice_name, "dB")], "no weight differs, so the ratio is infinite")
+
+
+def _largest(values: list[float]) -> float:
+    """Maximum, 0 for none; NaN where any value is NaN, which plain max() may lose."""
+    return math.nan if any(math.isnan(value) for value in values) else max(values, default=0.0)
+
+
+def sqnr_db(relative: float) -> float:
+    """Signal to quantization noise of a relative error above zero."""
+    return -20 * math.log10(relative) if math.isfinite(relative) else math.nan
+
+
+def worst(state: WeightState, count: int) -> list[dict[str, Any]]:
+    """The tensors of largest relative error, those that are not numbers first."""
+    return [_record(one) for one in sorted(_touched(state), key=lambda one: -_rank(one.relative))[:count]]
+
+
+def worst_blocks(state: WeightState, count: int) -> list[dict[str, Any]]:
+    """The tensors with the worst single tile."""
+    return [_record(one) for one in sorted(_touched(state), key=lambda one: -_rank(one.block_error))[:count]]
+
+
+def _touched(state: WeightState) -> list[TensorError]:
+    return [one for one in state.tensors if one.touched]
+
+
+def _rank(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _record(one: TensorError) -> dict[str, Any]:
+    """JSON form; numbers that are not finite become None."""
+    numbers = {
+        "relative_error": one.relative,
+        "sqnr_db": sqnr_db(one.relative) if one.relative else math.inf,
+        "max_abs": one.max_abs,
+        "block_error": one.block_error,
+    }
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"tensor": one.tensor, "kind": one.kind, "quantized": one.quantized, **finite, "block": list(one.block)}

@@ -1,0 +1,43 @@
+"""Every tensor of a candidate against the base's, read one at a time (definitions in `metrics.weights`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qconvert.errors import UserError
+from qconvert.families import family_of
+from qconvert.formats import Weights
+from qconvert_evals.metrics import weights as weights_metric
+from qconvert_evals.metrics.weights import WeightState
+
+
+def measure(lane: str, base: Weights, candidate: Weights, tick: Callable[[], None]) -> WeightState:
+    """Errors of all tensors that both have, and the names that only one has."""
+    state = WeightState(lane)
+    state.missing = [name for name in base.names if name not in candidate]
+    state.extra = [name for name in candidate.names if name not in base]
+    kind = family_of(base.config).kind
+    for name in candidate.names:
+        if name in base:
+            before, (after, quantized) = plain(base, name)[0], plain(candidate, name)
+            if before.shape != after.shape:
+                raise UserError(
+                    f"tensor {name} of lane {lane} has another shape than the base's",
+                    where=str(candidate.checkpoint.root),
+                    expected=str(list(before.shape)),
+                    found=str(list(after.shape)),
+                )
+            weights_metric.update(state, name, kind(name), before, after, quantized)
+        tick()
+    return state
+
+
+def plain(weights: Weights, name: str) -> tuple[Tensor, bool]:
+    """A tensor in plain form, dequantized in fp32, and whether it is stored quantized."""
+    loaded = weights.load(name)
+    if isinstance(loaded, Tensor):
+        return loaded, False
+    return loaded.dequantize(torch.float32), True

@@ -1,0 +1,151 @@
+"""`qconvert quantize SRC DST` and `qconvert dequantize SRC DST`: make the plan, show it or run it.
+
+What they offer to choose from is read off the file names of the schemes and formats, so that --help needs no torch.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from qconvert.manifest import Manifest
+    from qconvert.plan import Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def names_in(package: str, *apart: str) -> list[str]:
+    """Public names of the modules of a package, without importing it; `apart` are modules that define no choice."""
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    stems = {path.stem for folder in folders for path in Path(folder).glob("[!_]*.py")}
+    return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
+
+
+def conversion_options(command: Command) -> Command:
+    """The options that both conversions share."""
+    options = (
+        click.option(
+            "--workers", type=click.IntRange(min=1), default=lambda: min(os.cpu_count() or 1, 8),
+            show_default="one a core, at most 8",
+            help="Output shards written at a time. The output does not depend on it.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+        click.option(
+            "--resume/--no-resume", default=True, show_default=True,
+            help="Go on where an interrupted run stopped, or start afresh.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace DST, once the new folder is complete."),
+        click.option("--json", "as_json", is_flag=True, help="Print the plan or the manifest as JSON."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--scheme",
+    type=click.Choice(names_in("qconvert.schemes", "scheme")),
+    default="fp8-block128",
+    show_default=True,
+    help="Number format of the quantized weights.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(names_in("qconvert.formats", "format", "weights")),
+    default="fp8",
+    show_default=True,
+    help="File format, as the engines expect it.",
+)
+@click.option(
+    "--scales",
+    type=click.Choice(["bf16", "f32", "pow2"]),
+    default="bf16",
+    show_default=True,
+    help="Type of the scales; pow2: powers of two, which engines with UE8M0 scales leave unchanged.",
+)
+@conversion_options
+def quantize(
+    source: str, destination: Path, scheme: str, file_format: str, scales: str,
+    workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write a quantized copy of a BF16 checkpoint, tensor by tensor, with everything that belongs to it.
+
+    SRC is a folder or a hub id (org/name[@revision]). DST is a new folder; it appears when it is complete.
+    """
+    from qconvert.quantization import plan_quantize
+
+    plan = plan_quantize(
+        source, destination, scheme=scheme, scales=scales, file_format=file_format, overwrite=overwrite
+    )
+    run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@conversion_options
+def dequantize(
+    source: str, destination: Path, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool
+) -> None:
+    """Write a BF16 copy of a quantized checkpoint: the weights that its numbers stand for.
+
+    SRC is a folder or a hub id (org/name[@revision]). DST is a new folder; it appears when it is complete.
+    """
+    from qconvert.quantization import plan_dequantize
+
+    plan = plan_dequantize(source, destination, overwrite=overwrite)
+    run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def run(plan: "Plan", *, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool) -> None:
+    """Show the plan, or carry it out with a progress bar and show the manifest."""
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if dry_run:
+        click.echo(json.dumps(plan.to_json(), indent=2) if as_json else plan_text(plan))
+        return
+    from qconvert.cli.progress import ProgressBar
+    from qconvert.quantization import run_plan
+
+    with ProgressBar(plan.operation) as progress:
+        manifest = run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+    click.echo(manifest.to_text().rstrip("\n") if as_json else manifest_text(manifest, plan.destination))
+
+
+def plan_text(plan: "Plan") -> str:
+    """What will be done, one line for each output file."""
+    from qconvert.sizes import format_bytes
+
+    counts = plan.counts
+    lines = [f"{plan.operation} {plan.source} -> {plan.destination} (dry run, nothing is written)"]
+    lines += [f"  {key}: {value}" for key, value in plan.recipe.items() if key != "rules"]
+    lines += [f"  {job.file}: {len(job.specs):,} tensors, {format_bytes(job.nbytes)}" for job in plan.jobs]
+    lines += [f"  {name}: copied" for name in plan.copies]
+    lines.append(f"  {summary_of(counts)}")
+    return "\n".join(lines + [f"  note: {note}" for note in plan.notes])
+
+
+def manifest_text(manifest: "Manifest", destination: str) -> str:
+    """What was done, in a line or two."""
+    seconds = float(manifest.run["wall_seconds"])
+    speed = manifest.counts["bytes_in"] / 1e9 / max(seconds, 1e-3)
+    lines = [f"{destination}: {summary_of(manifest.counts)}, in {seconds:.1f} s ({speed:.2f} GB/s read)"]
+    return "\n".join(lines + [f"note: {note}" for note in manifest.notes])
+
+
+def summary_of(counts: Any) -> str:
+    """Tensors by what becomes of them, and bytes before and after."""
+    from qconvert.sizes import format_bytes
+
+    actions = ", ".join(f"{counts[key]:,} {key}" for key in ("quantized", "dequantized", "kept") if counts[key])
+    return f"{actions}; {format_bytes(counts['bytes_in'])} -> {format_bytes(counts['bytes_out'])}"

@@ -1,0 +1,55 @@
+"""The two conversions as functions: `quantize` a plain checkpoint, `dequantize` a quantized one back to BF16.
+
+Each makes a plan from metadata (`plan_quantize`, `plan_dequantize`) and runs it (`run_plan`).
+"""
+
+from pathlib import Path
+
+from qconvert.dequantize_plan import plan_dequantize
+from qconvert.manifest import Manifest
+from qconvert.pipeline import Progress, run_plan
+from qconvert.plan import MAX_SHARD_SIZE
+from qconvert.quantize_plan import plan_quantize
+
+__all__ = ["dequantize", "plan_dequantize", "plan_quantize", "quantize", "run_plan"]
+
+
+def quantize(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    scheme: str = "fp8-block128",
+    scales: str = "bf16",
+    file_format: str = "fp8",
+    max_shard_size: int = MAX_SHARD_SIZE,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a quantized copy of the checkpoint SRC (folder or hub id) into the new folder DST."""
+    plan = plan_quantize(
+        src,
+        dst,
+        scheme=scheme,
+        scales=scales,
+        file_format=file_format,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )
+    return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def dequantize(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a BF16 copy of the quantized checkpoint SRC (folder or hub id) into the new folder DST."""
+    plan = plan_dequantize(src, dst, max_shard_size=max_shard_size, overwrite=overwrite)
+    return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)

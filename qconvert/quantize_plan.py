@@ -1,0 +1,151 @@
+"""The plan that turns a plain checkpoint into a quantized one, and every reason to refuse.
+
+Refused: sources that are quantized already; tensors that the family's inventory has and the checkpoint lacks (only
+the multi-token-prediction head may be absent, as a whole); wrong shapes; tensors that no rule covers; rules that
+would quantize something that is no matrix of floats, or a part of what engines merge. Tensors beyond the inventory
+that a rule covers are converted and reported.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, insert_key, remove_key, resolve_source
+from qconvert.destination import check_destination
+from qconvert.errors import UserError
+from qconvert.families import Family, family_of
+from qconvert.formats import CONFIG_KEY, get_format
+from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
+from qconvert.recipe import KEEP, Recipe
+from qconvert.schemes import Scheme, get_scheme
+
+QUANTIZABLE = ("BF16", "F16", "F32")
+
+
+def plan_quantize(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    scheme: str = "fp8-block128",
+    scales: str = "bf16",
+    file_format: str = "fp8",
+    max_shard_size: int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+) -> Plan:
+    """Everything that `quantize` will do, or a UserError that says why not."""
+    source = resolve_source(str(src))
+    checkpoint = Checkpoint.open(source)
+    check_destination(source, Path(dst), overwrite=overwrite)
+    _refuse_quantized(checkpoint)
+    family = family_of(checkpoint.config)
+    notes = _check_inventory(family, checkpoint)
+    recipe = Recipe("default", family.default_rules(scheme))
+    numbers, layout = get_scheme(scheme, scales=scales), get_format(file_format)
+    tensors = [
+        _job(info, recipe.action(info.name), numbers, layout.part_names(info.name))
+        for info in checkpoint.tensors.values()
+    ]
+    _check_fused_groups(family, tensors)
+    block = layout.config_block(numbers, not_converted(family, (t.name for t in tensors if t.action == KEEP)))
+    settings = {"scheme": scheme, "scales": scales, "format": file_format, "rules": [asdict(r) for r in recipe.rules]}
+    return Plan(
+        operation="quantize",
+        source=str(source),
+        destination=str(dst),
+        recipe={"name": recipe.name, **settings},
+        jobs=assign_shards(tensors, max_shard_size),
+        config_text=_config_text(checkpoint, block),
+        copies=tuple(checkpoint.other_files()),
+        source_files=source_state(checkpoint),
+        bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
+        warnings=tuple(family.warnings(checkpoint.config)),
+        notes=(*notes, *left_out_notes(checkpoint)),
+    )
+
+
+def not_converted(family: Family, kept: Iterable[str]) -> list[str]:
+    """Module paths of the kept tensors in the official order: layers by number, names within a layer by alphabet."""
+    modules = {name.removesuffix(".weight") for name in kept if family.is_skip_listed(name)}
+    return sorted(modules, key=lambda path: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in path.split(".")])
+
+
+def _job(info: TensorInfo, action: str, scheme: Scheme, part_names: Mapping[str, str]) -> TensorJob:
+    if action == KEEP:
+        return TensorJob(
+            info.name, KEEP, None, {PLAIN: info.name}, {PLAIN: TensorSpec(info.name, info.dtype, info.shape)}
+        )
+    if len(info.shape) != 2 or info.dtype not in QUANTIZABLE:
+        raise UserError(
+            f"{info.name} cannot be quantized",
+            expected=f"a matrix of type {', '.join(QUANTIZABLE)}",
+            found=f"{info.dtype} {list(info.shape)}",
+            fix="keep it by a rule of the recipe",
+        )
+    layout = scheme.layout((info.shape[0], info.shape[1]))
+    outputs = {part: TensorSpec(part_names[part], dtype, shape) for part, (dtype, shape) in layout.items()}
+    return TensorJob(info.name, "quantize", action, {PLAIN: info.name}, outputs)
+
+
+def _config_text(checkpoint: Checkpoint, block: dict[str, Any]) -> str:
+    """config.json with the block; an explicit null in its place makes room for it."""
+    text = checkpoint.config_text
+    return insert_key(remove_key(text, CONFIG_KEY) if CONFIG_KEY in checkpoint.config else text, CONFIG_KEY, block)
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    block = checkpoint.config.get(CONFIG_KEY)
+    if block is None:
+        return
+    method = block.get("quant_method") if isinstance(block, dict) else block
+    raise UserError(
+        f"the source is quantized already: quant_method {method!r}",
+        where=f"{CONFIG_KEY} in {checkpoint.root / 'config.json'}",
+        fix="quantize the BF16 original, or use `qconvert dequantize` first",
+    )
+
+
+def _check_inventory(family: Family, checkpoint: Checkpoint) -> list[str]:
+    """Compare names and shapes with what config.json calls for."""
+    inventory, tensors = family.inventory(checkpoint.config), checkpoint.tensors
+    notes = []
+    if not any(name.startswith(family.mtp_prefix) for name in tensors):
+        inventory = {name: shape for name, shape in inventory.items() if not name.startswith(family.mtp_prefix)}
+        notes.append("the source has no multi-token-prediction head (mtp.*); neither has the output")
+    missing = [name for name in inventory if name not in tensors]
+    if missing:
+        raise UserError(
+            f"tensor {missing[0]} is missing",
+            where=str(checkpoint.root),
+            expected=f"{len(inventory)} tensors, by config.json",
+            found=f"{len(missing)} of them are missing",
+            fix="download the checkpoint again, or mend config.json",
+        )
+    for name, shape in inventory.items():
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{name} does not have the shape that config.json calls for",
+                expected=str(list(shape)),
+                found=str(list(tensors[name].shape)),
+                fix="mend config.json, or download this shard again",
+            )
+    extra = [name for name in tensors if name not in inventory]
+    if extra:
+        notes.append(f"{len(extra)} tensors are not in the model that config.json describes, the first is {extra[0]}")
+    return notes
+
+
+def _check_fused_groups(family: Family, tensors: Iterable[TensorJob]) -> None:
+    """All members of a group share one precision."""
+    first: dict[str, TensorJob] = {}
+    for tensor in tensors:
+        group = family.fused_group(tensor.name)
+        if group is None:
+            continue
+        other = first.setdefault(group, tensor)
+        if other.scheme != tensor.scheme:
+            raise UserError(
+                f"engines load {group} as one tensor, but the recipe gives its parts different precisions",
+                found=f"{other.name}: {other.scheme or KEEP}; {tensor.name}: {tensor.scheme or KEEP}",
+                fix="let the same rule cover all of them",
+            )

@@ -1,0 +1,75 @@
+"""What every number format offers: numbers and scales from a weight, and the weight back.
+
+A scheme is pure: it knows no file and no tensor name. A weight is [N, K]: N output rows, K inputs. Its rows are
+quantized independently in steps of `row_step`, so that a caller may feed a huge matrix in slices and join the
+results.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class UnusableWeight(ValueError):
+    """A weight holds a value that no finite code can stand for. The caller knows the tensor, we know the place."""
+
+    def __init__(self, row: int, column: int, value: float) -> None:
+        super().__init__(f"[{row}, {column}] is {value}")
+        self.row, self.column, self.value = row, column, value
+
+
+class Scheme(Protocol):
+    """A number format for 2-D weights."""
+
+    @property
+    def name(self) -> str:
+        """Public name, as given to --scheme."""
+        ...
+
+    @property
+    def row_step(self) -> int:
+        """Slices of a weight that start at multiples of this many rows quantize to slices of the whole result."""
+        ...
+
+    def quantize(self, weight: Tensor) -> "QuantizedWeight":
+        """Weight [N, K] of any float type to codes and scales. Raises UnusableWeight."""
+        ...
+
+    def dequantize(
+        self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor:
+        """Codes and scales back to a weight [N, K], one product in fp32 and one cast."""
+        ...
+
+    def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
+        ...
+
+    def bound(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """The largest |dequantized in fp32 - weight| that this format allows, elementwise [N, K]."""
+        ...
+
+    def doubts(self, codes: Tensor, scales: Tensor) -> list[str]:
+        """What is wrong with stored numbers at first sight, without their source; for any slice of whole row steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight in a scheme's numbers. `scales` multiply the codes; `zeros` exist for asymmetric formats only."""
+
+    scheme: Scheme
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight that the codes stand for (one code per weight in every scheme so far)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The weight [N, K] that these numbers stand for."""
+        return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)

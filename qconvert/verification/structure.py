@@ -1,0 +1,98 @@
+"""Checks from headers and config.json alone: names, shapes and types, precisions that engines load, the skip list."""
+
+from qconvert.formats import CONFIG_KEY
+from qconvert.recipe import KEEP, Recipe
+from qconvert.verification.report import Check, Findings
+from qconvert.verification.stored import PLAIN_TYPES, Stored
+
+
+def check_names(stored: Stored) -> Check:
+    """Every tensor of the family's inventory is there, and nothing else."""
+    head = "" if stored.has_mtp else f", without a multi-token-prediction head ({stored.family.mtp_prefix}*)"
+    more = f", {len(stored.extra)} beyond what it calls for ({stored.extra[0]})" if stored.extra else ""
+    findings = Findings(
+        "names", f"all {len(stored.inventory) - len(stored.extra):,} weights of this config are there{head}{more}"
+    )
+    for name in stored.missing:
+        findings.add(name, "missing")
+    for name, wrong in stored.broken.items():
+        findings.add(name, wrong)
+    for name in stored.unexpected:
+        findings.add(name, "not a tensor of this model")
+    return findings.check()
+
+
+def check_shapes(stored: Stored) -> Check:
+    """Shapes and types, of codes and scales too."""
+    findings = Findings("shapes", "shapes and types are those of the config")
+    tensors = stored.checkpoint.tensors
+    for name in stored.kept:
+        info, shape = tensors[name], stored.inventory[name]
+        if info.shape != shape:
+            findings.add(name, f"shape {list(info.shape)}, expected {list(shape)}")
+        if info.dtype not in PLAIN_TYPES:
+            findings.add(
+                name, f"type {info.dtype} of a tensor that is not quantized, expected {', '.join(PLAIN_TYPES)}"
+            )
+    for name, scheme in stored.quantized.items():
+        shape = stored.inventory[name]
+        if len(shape) != 2:
+            findings.add(name, f"quantized, although its shape {list(shape)} is no matrix")
+            continue
+        parts = stored.parts(name)
+        for part, (_, expected) in scheme.layout((shape[0], shape[1])).items():  # the format has checked the types
+            if tensors[parts[part]].shape != expected:
+                findings.add(parts[part], f"shape {list(tensors[parts[part]].shape)}, expected {list(expected)}")
+    return findings.check()
+
+
+def check_precision(stored: Stored) -> Check:
+    """Nothing is quantized that engines hold in full precision, and tensors which they merge have one precision."""
+    findings = Findings(
+        "precision", f"{len(stored.quantized):,} weights quantized, none that engines need in full precision"
+    )
+    schemes = {scheme.name for scheme in stored.quantized.values()}
+    recipes = {scheme: Recipe("default", stored.family.default_rules(scheme)) for scheme in schemes}
+    for name, scheme in stored.quantized.items():
+        if recipes[scheme.name].action(name) == KEEP:
+            findings.add(name, f"is quantized to {scheme.name}; engines load it in full precision only")
+    groups: dict[str, dict[str, str]] = {}
+    for name in (*stored.quantized, *stored.kept):
+        group = stored.family.fused_group(name)
+        if group is not None:
+            precision = stored.quantized[name].name if name in stored.quantized else KEEP
+            groups.setdefault(group, {}).setdefault(precision, name)
+    for group, precisions in groups.items():
+        if len(precisions) > 1:
+            mixture = ", ".join(f"{precision} for {name}" for precision, name in precisions.items())
+            findings.add(group, f"engines load it as one tensor, but its parts differ in precision: {mixture}")
+    return findings.check()
+
+
+def check_skip_list(stored: Stored) -> Check | None:
+    """The modules listed as not converted exist and are not quantized; every matrix in full precision is listed."""
+    if stored.format is None:
+        return None
+    listed = stored.format.not_converted(stored.checkpoint.config[CONFIG_KEY])
+    findings = Findings("skip-list", f"{len(listed):,} modules listed, each of them in full precision")
+    kept = {module_of(name): name for name in stored.kept}
+    quantized = {module_of(name) for name in stored.quantized}
+    for entry in listed:
+        if entry in quantized:
+            findings.add(
+                entry, "listed as not converted, but it is quantized: transformers would use its codes without scales"
+            )
+        elif entry not in kept and (stored.has_mtp or not entry.startswith(stored.family.mtp_prefix)):
+            findings.add(entry, "listed as not converted, but there is no such module")
+    for module in kept.keys() - set(listed):
+        name = kept[module]
+        if len(stored.inventory[name]) == 2 and stored.family.is_skip_listed(name):
+            findings.add(
+                module, "in full precision, but not listed: engines would read it as quantized, without scales"
+            )
+    return findings.check()
+
+
+def module_of(name: str) -> str:
+    """The module path that engines compare with the list; a bare parameter goes by its own name."""
+    return name.removesuffix(".weight")

@@ -1,0 +1,145 @@
+"""Linear layers in every precision, y = x W^T, W [N, K]; Qwen3-Next has no biases.
+
+    dense          W as it is, in the compute dtype
+    dequantizing   W = codes * scales, rounded once to the compute dtype (weight-only serving)
+    W8A8           x too becomes eight-bit numbers, one scale per token and group of 128; the product of both unrounded
+                   factors is accumulated in fp32 and rounded once, as block-FP8 kernels do, save for the order
+
+`accumulation="split"` adds the two halves of K separately: the same numbers in another order. Two runs that differ only
+in this are the yardstick for "no difference" (the noise lane).
+
+Left out: a fused kernel. This file says what has to come out; `qconvert_kernels` may compute the same faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qconvert.errors import UserError
+
+if TYPE_CHECKING:
+    from qconvert.schemes import QuantizedWeight
+
+GROUP = 128
+CODE = torch.float8_e4m3fn
+
+# How a model asks for its weights: by the name in the BF16 checkpoint.
+Load: TypeAlias = "Callable[[str], Tensor | QuantizedWeight]"
+
+
+def load_tensor(load: Load, name: str) -> Tensor:
+    """A weight that is never quantized (norms, convolution, embedding)."""
+    weight = load(name)
+    if not isinstance(weight, Tensor):
+        raise UserError(
+            "this tensor must not be quantized", where=name, expected="a plain tensor", found=weight.scheme.name
+        )
+    return weight
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a lane computes: dtype of activations and weights, activation quantization, order of accumulation.
+
+    `keep_dequantized=False` dequantizes at every call instead of once: slower, but a layer with hundreds of experts
+    then needs memory for its codes and one dequantized weight only.
+    """
+
+    compute_dtype: torch.dtype = torch.bfloat16
+    activations: Literal["none", "fp8-group128"] = "none"
+    accumulation: Literal["plain", "split"] = "plain"
+    keep_dequantized: bool = True
+
+
+class Linear:
+    """y = x W^T; x [..., K] -> y [..., N] in the compute dtype. This class is the dense variant."""
+
+    def __init__(self, weight: Tensor, numerics: Numerics) -> None:
+        self.numerics = numerics
+        # Without gradients the conversion is done once; with them at every call, so that it is part of the graph.
+        self._weight = weight if weight.requires_grad else weight.to(numerics.compute_dtype)
+
+    def weight(self) -> Tensor:
+        """W [N, K], in the dtype of the product."""
+        return self._weight.to(self.numerics.compute_dtype)
+
+    def input(self, x: Tensor) -> Tensor:
+        """x as it enters the product, in the dtype of the weight."""
+        return x.to(self.numerics.compute_dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x, weight = self.input(x), self.weight()
+        if self.numerics.accumulation == "split":
+            y = _split_product(x, weight)
+        else:
+            y = F.linear(x, weight)  # BF16 factors too are accumulated in fp32 and rounded once
+        return y.to(self.numerics.compute_dtype)
+
+
+class DequantizingLinear(Linear):
+    """Weight-only: W = codes * scales, rounded to the compute dtype as an engine would hold it."""
+
+    weight_dtype: torch.dtype
+
+    def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
+        self.numerics = numerics
+        self.weight_dtype = numerics.compute_dtype
+        self.quantized = weight
+        self._kept: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        if self._kept is not None:
+            return self._kept
+        weight = self.quantized.dequantize(self.weight_dtype)
+        if self.numerics.keep_dequantized:
+            self._kept = weight
+        return weight
+
+
+class W8A8Linear(DequantizingLinear):
+    """Eight-bit activations against the unrounded weight, in fp32."""
+
+    def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
+        super().__init__(weight, numerics)
+        self.weight_dtype = torch.float32
+
+    def input(self, x: Tensor) -> Tensor:
+        return round_activations(x)
+
+
+def make_linear(weight: Tensor | QuantizedWeight, numerics: Numerics) -> Linear:
+    """The variant that fits the weight: dense for a tensor, dequantizing or W8A8 for a quantized one."""
+    if isinstance(weight, Tensor):
+        return Linear(weight, numerics)
+    if numerics.activations == "fp8-group128":
+        return W8A8Linear(weight, numerics)
+    return DequantizingLinear(weight, numerics)
+
+
+def _split_product(x: Tensor, weight: Tensor) -> Tensor:
+    """The two halves of K accumulated apart in fp32, then added: fp32 [..., N]."""
+    half = weight.shape[1] // 2
+    x, weight = x.float(), weight.float()
+    return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:])
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """x [..., K] through e4m3 with one fp32 scale per token and 128 neighbours, as fp32 values.
+
+    scale = largest magnitude of the group / largest e4m3 number; a group of zeros has scale 1. A last group may be
+    shorter.
+    """
+    width = x.shape[-1]
+    padded = F.pad(x.float(), (0, -width % GROUP))
+    groups = padded.reshape(*x.shape[:-1], -1, GROUP)  # [..., K/128, 128]
+    scale = groups.abs().amax(-1, keepdim=True) / torch.finfo(CODE).max
+    scale = torch.where(scale == 0, 1.0, scale)
+    limit = torch.finfo(CODE).max
+    codes = (groups / scale).clamp(-limit, limit).to(CODE)  # ties to even
+    return (codes.float() * scale).reshape(padded.shape)[..., :width]

@@ -1,0 +1,84 @@
+"""Mixture of experts with a shared expert, and the dense MLP of layers that have none.
+
+    p        = softmax(gate x) over ALL experts, in fp32
+    top      = the k largest;  w_e = p_e / sum of the k (norm_topk_prob) or p_e
+    mlp(x)   = down(silu(gate_proj x) * up_proj x)                                     one such MLP per expert
+    y        = sum_{e in top} w_e expert_e(x) + sigmoid(shared_expert_gate x) * shared_expert(x)
+
+There is no routing bias, no groups and no scaling factor. The sum over experts runs in fp32, in the order of the expert
+numbers, so a token's result does not depend on which tokens stand beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qconvert_reference.config import ModelConfig
+from qconvert_reference.linear import Load, Numerics, make_linear
+
+
+class RouterTrace(NamedTuple):
+    """What the router decided: logits [B, T, E] fp32; experts [B, T, k] by falling weight; weights [B, T, k] fp32."""
+
+    logits: Tensor
+    experts: Tensor
+    weights: Tensor
+
+
+def route(logits: Tensor, top_k: int, normalise: bool) -> RouterTrace:
+    """Choose the experts from router logits [..., E]."""
+    logits = logits.float()
+    weights, experts = logits.softmax(-1).topk(top_k, -1)
+    if normalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return RouterTrace(logits, experts, weights)
+
+
+class Mlp:
+    """down(silu(gate x) * up x), its weights found under `prefix`."""
+
+    def __init__(self, prefix: str, load: Load, numerics: Numerics) -> None:
+        self.gate_proj = make_linear(load(f"{prefix}.gate_proj.weight"), numerics)
+        self.up_proj = make_linear(load(f"{prefix}.up_proj.weight"), numerics)
+        self.down_proj = make_linear(load(f"{prefix}.down_proj.weight"), numerics)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class SparseMoe:
+    """Router, experts and shared expert of one layer."""
+
+    def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
+        self.top_k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        self.gate = make_linear(load(f"{prefix}.gate.weight"), numerics)
+        self.experts = [Mlp(f"{prefix}.experts.{e}", load, numerics) for e in range(config.num_experts)]
+        self.shared_expert = Mlp(f"{prefix}.shared_expert", load, numerics)
+        self.shared_expert_gate = make_linear(load(f"{prefix}.shared_expert_gate.weight"), numerics)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, RouterTrace]:
+        """x [B, T, H] -> y [B, T, H] and the routes taken."""
+        trace = route(self.gate(x), self.top_k, self.normalise)
+        flat = x.flatten(0, 1)  # [N, H]
+        routed = self._run_experts(flat, trace.experts.flatten(0, 1), trace.weights.flatten(0, 1))
+        shared = torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        return routed.view_as(x).to(x.dtype) + shared, trace
+
+    def _run_experts(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Each chosen expert once, over all its tokens; x [N, H], experts and weights [N, k] -> fp32 [N, H]."""
+        order = experts.flatten().argsort(stable=True)  # pairs (token, choice), expert by expert
+        counts = experts.flatten().bincount(minlength=len(self.experts)).tolist()
+        tokens, scale = order // self.top_k, weights.flatten()[order, None]
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        begin = 0
+        for expert, count in enumerate(counts):
+            if count:
+                rows = tokens[begin : begin + count]
+                found = self.experts[expert](x.index_select(0, rows)).float() * scale[begin : begin + count]
+                total.index_add_(0, rows, found)
+                begin += count
+        return total

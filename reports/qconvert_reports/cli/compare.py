@@ -1,0 +1,107 @@
+"""`qconvert compare`: BF16 and its conversions over the same tokens, judged, with a report folder if one is wanted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from qconvert.errors import UserError
+from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
+
+
+@click.command()
+@click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id.")
+@click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
+@click.option(
+    "--candidate", "candidates", multiple=True, metavar="NAME=PATH", help="Another conversion; may be repeated."
+)
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="Text to measure on: file.txt, file.jsonl or a hub data set; default: packaged texts.",
+)
+@click.option("--tokens", type=click.IntRange(min=1), default=16384, show_default=True, help="Tokens to measure.")
+@click.option("--seq-len", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of one sequence.")
+@click.option(
+    "--draft-tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Draft steps of the MTP head."
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", "none", "fp8-group128"]),
+    default="auto",
+    show_default=True,
+    help="How candidates quantize activations; auto: as their config.json asks engines to.",
+)
+@click.option("--weight-only", is_flag=True, help="Short for --activations none.")
+@budget_option
+@baseline_option
+@click.option(
+    "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
+)
+@json_option
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    base: str,
+    fp8: str | None,
+    candidates: tuple[str, ...],
+    data: str | None,
+    tokens: int,
+    seq_len: int,
+    draft_tokens: int,
+    activations: str,
+    weight_only: bool,
+    budget_file: Path | None,
+    baseline: Path | None,
+    report_folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how far conversions drift from BF16, and judge it."""
+    named = _named_candidates(fp8, candidates)
+    if weight_only and activations == "fp8-group128":
+        raise UserError("--weight-only contradicts --activations fp8-group128", fix="give one of them")
+    chosen = "none" if weight_only else None if activations == "auto" else activations
+    judging = Judging(budget_file, baseline, report_folder)
+    with extra_for("compare"):
+        from qconvert.checkpoint import resolve_source
+        from qconvert_evals.compare import compare as run
+        from qconvert_evals.data import load_documents
+        from qconvert_reports.stages import StageProgress
+    paths = {name: resolve_source(source) for name, source in named.items()}
+    with StageProgress() as progress:
+        results = run(
+            resolve_source(base),
+            paths,
+            documents=load_documents(data),
+            tokens=tokens,
+            seq_len=seq_len,
+            draft_tokens=draft_tokens,
+            activations=chosen,
+            progress=progress,
+        )
+    results.tool["command"] = _command_line()
+    finish(ctx, results, judging, as_json)
+
+
+def _named_candidates(fp8: str | None, candidates: tuple[str, ...]) -> dict[str, str]:
+    """Lane name -> source."""
+    pairs = [("fp8", fp8)] if fp8 is not None else []
+    for one in candidates:
+        name, equals, path = one.partition("=")
+        if not (name and equals and path):
+            raise UserError("--candidate needs a name and a path", expected="NAME=PATH", found=one)
+        pairs.append((name, path))
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        raise UserError("two candidates have the same name", found=", ".join(name for name, _ in pairs))
+    if not named:
+        raise UserError("there is nothing to compare with", fix="give --fp8 DST or --candidate NAME=PATH")
+    return named
+
+
+def _command_line() -> str:
+    """What was typed, for the report's "reproduce"."""
+    return shlex.join(["qconvert", *sys.argv[1:]])

@@ -1,0 +1,121 @@
+"""What the commands share: judge, write the report folder, print table and verdict, leave with its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qconvert.errors import UserError
+
+if TYPE_CHECKING:
+    from qconvert_evals.results import Results
+    from qconvert_reports.baseline import Change
+    from qconvert_reports.budget import Budget
+
+LOG_WIDTH = 140  # columns when the output is no terminal: a table that wraps cannot be read in a log
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+budget_option = click.option(
+    "--budget", "budget_file", type=FILE, help="Bounds to judge by (TOML); default: the packaged ones."
+)
+baseline_option = click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+
+
+class Judging:
+    """Budget, baseline and report folder, all read and checked before anything is measured."""
+
+    def __init__(self, budget_file: Path | None, baseline: Path | None, folder: Path | None) -> None:
+        from qconvert_evals.results import Results
+        from qconvert_reports.budget import load_budget
+
+        self.budget: Budget = load_budget(budget_file)
+        self.baseline_path = baseline
+        self.baseline = None if baseline is None else Results.load(baseline)
+        self.folder = folder
+        if folder is not None:
+            with extra_for("report"):
+                from qconvert_reports.folder import check_report_folder
+            check_report_folder(folder)
+
+    def judge(self, results: Results, keep: bool = False) -> None:
+        """Put the verdict into the record; `keep` leaves one that is there."""
+        from qconvert_reports.drift import settle
+
+        if results.verdict is None or not keep:
+            settle(results, self.budget)
+
+    def changes(self, results: Results) -> list[Change] | None:
+        """What changed since the baseline, None without one."""
+        from qconvert_reports.baseline import changes
+
+        return None if self.baseline is None else changes(results, self.baseline, str(self.baseline_path))
+
+
+def finish(ctx: click.Context, results: Results, judging: Judging, as_json: bool, judged: bool = False) -> None:
+    """Judge, write the folder, print, and leave with its exit code."""
+    from rich.console import Console
+
+    from qconvert_reports.drift import EXIT_CODES
+    from qconvert_reports.terminal import summary_table, verdict_lines
+
+    if not judged:
+        judging.judge(results)
+    if judging.folder is not None:
+        from qconvert_reports.folder import write_report
+
+        try:
+            changes = judging.changes(results)
+        except UserError:
+            write_report(results, judging.folder)  # a baseline of something else must not cost the measured numbers
+            raise
+        with _numbers_kept(results, judging.folder):
+            write_report(results, judging.folder, changes)
+    if as_json:
+        click.echo(results.to_json(), nl=False)
+    else:
+        console = Console(file=sys.stdout, highlight=False)
+        if not console.is_terminal:
+            console.width = LOG_WIDTH
+        console.print(summary_table(results))
+        console.print()
+        for line in verdict_lines(results):
+            console.print(line, soft_wrap=True)
+        if judging.folder is not None:
+            click.echo(str(judging.folder / "report.html"))
+    assert results.verdict is not None
+    ctx.exit(EXIT_CODES[results.verdict.status])
+
+
+@contextmanager
+def _numbers_kept(results: Results, folder: Path) -> Iterator[None]:
+    """A bug in drawing must not cost hours of measuring: the numbers go beside the folder and the traceback follows."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        rescued = folder.with_name(f"{folder.name}.results.json")
+        results.save(rescued)
+        click.echo(f"the report could not be drawn; its numbers are in {rescued}", err=True)
+        raise
+
+
+@contextmanager
+def extra_for(command: str) -> Iterator[None]:
+    """Around imports: a package that is not installed becomes one message that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("qconvert"):  # a broken installation or a bug, not something to install
+            raise
+        raise UserError(
+            f"`qconvert {command}` needs the package `{missing}`, which is not installed",
+            fix="pip install 'qconvert[evals]'",
+        ) from error

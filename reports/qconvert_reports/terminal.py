@@ -1,0 +1,44 @@
+"""What compare, report and demo say on a terminal: one line a lane, what did not pass, the verdict.
+
+Only the things to print are made here; `cli` prints them. Names reach rich as Text, so that brackets in them are not
+markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from qconvert_evals.results import Results
+from qconvert_reports import view
+from qconvert_reports.verdict_view import WORDS, groups, headline
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "bright_black"}
+SHOWN = 12  # gate lines before the rest is only counted
+
+
+def summary_table(results: Results) -> Table:
+    """The lanes at a glance; intervals stand in the report."""
+    plain = view.summary(view.Index(results))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, head in enumerate(plain.columns):
+        table.add_column(Text(head), justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in plain.rows:
+        table.add_row(*(Text(cell.text) for cell in row))
+    return table
+
+
+def verdict_lines(results: Results) -> Iterator[Text]:
+    """Gate lines of what did not pass, then the verdict."""
+    bad = [one for one in groups(results) if one.status in ("fail", "inconclusive")]
+    for group in bad[:SHOWN]:
+        more = f" (and {len(group.bad) - 1} more of {len(group.rows)} slices)" if len(group.bad) > 1 else ""
+        yield Text(group.line + more, style=COLOURS[group.status])
+    if len(bad) > SHOWN:
+        yield Text(f"and {len(bad) - SHOWN} more rules")
+    if results.verdict is not None:
+        status = results.verdict.status
+        words = Text(f"{WORDS[status].upper()} ", style=f"bold {COLOURS[status]}")
+        yield words + Text(headline(results.verdict, results), style="default")
