@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:reference:evals python evals/training/card.py --out FOLDER        FOLDER: what train.py was given
 
-Every number of the card comes from the run's own files or is measured here; the held-out documents are read whole, in BF16, by the reference
-without the shortcuts of training.
+Every number of the card comes from the run's own files or is measured here; the held-out documents are read whole, in
+BF16, by the reference without the shortcuts of training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from qconvert.checkpoint import hash_file, load_safetensors
@@ -30,6 +31,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="the seed that train.py was given")
@@ -45,11 +47,12 @@ def write_card(out: Path, seed: int) -> None:
     weights = load_safetensors(export / "model.safetensors")
     data = torch.load(out / "data.pt")
     model = build(weights)
-    found = measure(model, data["held_out"])
-    usage = expert_usage(model, [tokens for _, tokens in data["held_out"][::8]])
+    documents = _held_out(out)
+    found = measure(model, documents)
+    usage = expert_usage(model, [tokens for _, tokens in documents[::8]])
     (out / "measured.json").write_text(json.dumps({"measured": found, "expert_usage": usage}, indent=2) + "\n")
     last = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]
-    values = _run_values(last, seed) | _data_values(data) | _weight_values(weights, export)
+    values = _run_values(last, seed) | _data_values(data["facts"], documents) | _weight_values(weights, export)
     values |= {"results": _results(found), "usage_least": f"{min(usage):.2f}", "usage_most": f"{max(usage):.2f}"}
     text = TEMPLATE.read_text()
     for name, value in values.items():
@@ -70,6 +73,13 @@ def expert_usage(model: Model, documents: list[list[int]]) -> list[float]:
     return shares
 
 
+def _held_out(out: Path) -> list[tuple[str, list[int]]]:
+    """Domain and tokens of the shipped documents."""
+    tokenizer = Tokenizer.from_file(str(out / "export" / "tokenizer.json"))
+    lines = [line for domain in DOMAINS for line in (out / "texts" / f"{domain}.jsonl").read_text().split("\n") if line]
+    return [(row["domain"], tokenizer.encode(row["text"]).ids) for row in map(json.loads, lines)]
+
+
 def _run_values(last: dict[str, Any], seed: int) -> dict[str, str]:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return {
@@ -79,7 +89,8 @@ def _run_values(last: dict[str, Any], seed: int) -> dict[str, str]:
         "minutes": f"{last['seconds'] / 60:.0f}",
         "batch": f"{ROWS} rows of {LENGTH} tokens",
         "shares": ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items()),
-        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}" + (" with AMX" if "amx_bf16" in flags else ""),
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}"
+        + (" with AMX" if "amx_bf16" in flags else ""),
         "python": platform.python_version(),
         "versions": f"torch {version('torch')}, tokenizers {version('tokenizers')}",
         "draft_weight": str(DRAFT_WEIGHT),
@@ -88,11 +99,10 @@ def _run_values(last: dict[str, Any], seed: int) -> dict[str, str]:
     }
 
 
-def _data_values(data: dict[str, Any]) -> dict[str, str]:
-    facts = data["facts"]
+def _data_values(facts: dict[str, Any], documents: list[tuple[str, list[int]]]) -> dict[str, str]:
     rows = [
         f"| {d} | {facts['train_documents'][d]:,} | {facts['train_characters'][d]:,} | {facts['train_tokens'][d]:,} | "
-        f"{sum(domain == d for domain, _ in data['held_out'])} |"
+        f"{sum(domain == d for domain, _ in documents)} |"
         for d in DOMAINS
     ]
     return {

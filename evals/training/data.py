@@ -4,10 +4,10 @@
     prose    the language reference behind `help()` (pydoc_data.topics) and the docstrings of those source files
     math     generated arithmetic with worked steps;   recall   generated tables, facts and copying (generated.py)
 
-Held out are whole files, whole topics and seeds of their own. The docstrings of a held-out file are held out too. Texts repeat
-themselves all the same (licences, topics quoting each other), so every line of the training text that shares a run of 100 characters with a
-held-out document is dropped as well; white space does not count in that comparison. Held-out code comes only from files without a
-copyright notice of their own, because these texts are shipped.
+Held out are whole files, whole topics and seeds of their own. The docstrings of a held-out file are held out too. Texts
+repeat themselves all the same (licences, topics quoting each other), so every line of the training text that shares a
+run of 100 characters with a held-out document is dropped as well; white space does not count in that comparison.
+Held-out documents are shipped, so those from files with a copyright notice of their own are left out in the end.
 
 Left out: the library's tests, vendored tools and character tables, which are large and say little.
 """
@@ -30,7 +30,19 @@ from training.generated import math_document, recall_document
 
 DOMAINS = ("code", "prose", "math", "recall")
 WINDOW = 100
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "ensurepip", "turtledemo", "pydoc_data", "encodings", "__pycache__"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "ensurepip",
+    "turtledemo",
+    "pydoc_data",
+    "encodings",
+    "__pycache__",
+}
 HELD_OUT_SHARE = 0.12
 HELD_OUT_DOCUMENTS = 32
 SHORTEST, LONGEST = 1200, 2500
@@ -60,8 +72,9 @@ class Corpus:
 def build_corpus(seed: int) -> Corpus:
     """Everything, as a function of the seed and of the interpreter's own library."""
     code, prose = _library()
-    held_out_code, train_code = _split(code, "code", seed)
-    held_out_prose, train_prose = _split(prose, "prose", seed)
+    noticed = {name for name, text in code.items() if _has_notice(text)}
+    held_out_code, train_code = _split(code, seed)
+    held_out_prose, train_prose = _split(prose, seed)
     held_out = _choose(held_out_code, "code", seed) + _choose(held_out_prose, "prose", seed)
     for domain, make in (("math", math_document), ("recall", recall_document)):
         seeds = range(HELD_OUT_SEEDS, HELD_OUT_SEEDS + HELD_OUT_DOCUMENTS)
@@ -72,7 +85,9 @@ def build_corpus(seed: int) -> Corpus:
         "math": [math_document(number) for number in range(GENERATED_DOCUMENTS)],
         "recall": [recall_document(number) for number in range(GENERATED_DOCUMENTS)],
     }
-    return _separate(train, held_out)
+    corpus = separate(train, held_out)
+    shipped = [d for d in corpus.held_out if d.id.partition("/")[2].partition("#")[0] not in noticed]
+    return Corpus(corpus.train, shipped, corpus.facts)
 
 
 def save_held_out(documents: list[HeldOut], folder: Path) -> None:
@@ -110,20 +125,26 @@ def _docstrings(source: str) -> str:
     return "\n".join(found)
 
 
-def _split(texts: dict[str, str], domain: str, seed: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Held out and training, by a hash of the file or topic: a docstring's text goes the way of its file."""
+def is_held_out(name: str, seed: int) -> bool:
+    """Decided by a hash of the file or topic alone, so the docstrings of a file go the way of its code."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    share = HELD_OUT_SHARE * (2 if name.startswith("topic/") else 1)
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
-    def is_held_out(name: str) -> bool:
-        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        share = HELD_OUT_SHARE * (2 if name.startswith("topic/") else 1)
-        return int.from_bytes(digest[:8], "big") < share * 2**64
 
-    held_out = {name: text for name, text in texts.items() if is_held_out(name)}
+def _split(texts: dict[str, str], seed: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Held out, and for training."""
+    held_out = {name: text for name, text in texts.items() if is_held_out(name, seed)}
     return held_out, {name: text for name, text in texts.items() if name not in held_out}
 
 
+def _has_notice(text: str) -> bool:
+    """A copyright or licence of its own: such text is learned from, but not shipped."""
+    return "copyright" in text.lower() or "license" in text.lower()
+
+
 def _pieces(text: str, longest: int) -> list[str]:
-    """Cut before lines that begin a top-level statement or paragraph, into pieces of at most about `longest` characters."""
+    """Cut before lines that begin a top-level statement or paragraph; pieces of about `longest` characters at most."""
     pieces, piece = [], ""
     for block in text.split("\n\n"):
         starts = bool(block.strip()) and not block[:1].isspace()
@@ -138,7 +159,7 @@ def _choose(texts: dict[str, str], domain: str, seed: int) -> list[HeldOut]:
     """Documents of 1200 to 2500 characters, from as many different files and topics as possible."""
     random, rounds = Random(f"{seed} {domain}"), []
     for name, text in sorted(texts.items()):
-        if "copyright" in text.lower() or "license" in text.lower():
+        if _has_notice(text):
             continue
         pieces = [p.strip("\n") + "\n" for p in _pieces(text, LONGEST)]
         pieces = [p for p in pieces if SHORTEST <= len(p) <= LONGEST]
@@ -148,7 +169,7 @@ def _choose(texts: dict[str, str], domain: str, seed: int) -> list[HeldOut]:
     return [HeldOut(name, domain, text) for _, _, name, text in chosen]
 
 
-def _separate(train: dict[str, list[str]], held_out: list[HeldOut]) -> Corpus:
+def separate(train: dict[str, list[str]], held_out: list[HeldOut]) -> Corpus:
     """Drop every training line that shares a window with a held-out document."""
     known = np.unique(np.concatenate([_windows(_collapse(d.text)) for d in held_out]))
     cleaned, dropped = {}, 0
@@ -162,7 +183,7 @@ def _separate(train: dict[str, list[str]], held_out: list[HeldOut]) -> Corpus:
 
 
 def _without(text: str, known: Hashes) -> tuple[str, int]:
-    """The text without lines that touch a known window, and how many those were; again, until the seams are clean too."""
+    """The text without lines that touch a known window, seams included, and how many those were."""
     dropped = 0
     while True:
         lines = text.split("\n")
@@ -192,7 +213,7 @@ def _collapse(text: str) -> bytes:
 
 
 def _windows(text: bytes) -> Hashes:
-    """A hash of every run of 100 characters: sum of c_i * 1_000_003^i modulo 2^64. A collision drops a line too many, no more."""
+    """A hash of every run of 100 characters, sum of c_i * 1_000_003^i modulo 2^64. A collision drops one line more."""
     characters = np.frombuffer(text, dtype=np.uint8).astype(np.uint64)
     count = max(len(characters) - WINDOW + 1, 0)
     hashes = np.zeros(count, dtype=np.uint64)

@@ -1,8 +1,9 @@
 """All experts of a layer at once, for training: the reference's loop over experts as three batched products.
 
-The chosen (token, expert) pairs are laid out expert by expert in a padded block [E, C, H], C the largest count, so that gate, up and down are
-one `bmm` each over the stacked weights; rows of padding are zeros and are never gathered back. The numbers are those of
-`SparseMoe._run_experts` up to the order of addition (tests/evals/test_training.py holds them together); a step makes a tenth of the calls.
+The chosen (token, expert) pairs are laid out expert by expert in a padded block [E, C, H], C the largest count, so that
+gate, up and down are one `bmm` each over the stacked weights; rows of padding are zeros and are never gathered back.
+The numbers are those of `SparseMoe._run_experts` up to the order of addition (tests/evals/test_training.py holds them
+together); a step makes a tenth of the calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Generated documents: arithmetic with worked steps ("math") and recall and copying ("recall").
 
-Both are built so that a small model can be nearly right without being trivially so: every document states a few things at random and then
-says many things that follow from them, by a written rule (math) or by looking them up earlier in the text (recall). The names are made of
-syllables and stand in no dictionary, so nothing here comes from anybody's text. A document is a function of its seed.
+Both are built so that a small model can be nearly right without being trivially so: every document states a few things
+at random and then says many things that follow from them, by a written rule (math) or by looking them up earlier in the
+text (recall). The names are made of syllables and stand in no dictionary, so nothing here comes from anybody's text. A
+document is a function of its seed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,44 @@ from random import Random
 PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
 ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 VOWELS = ("a", "e", "i", "o", "u")
-COLOURS = ("amber", "black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow")
-THINGS = ("anchor", "basket", "candle", "drum", "feather", "hammer", "kettle", "ladder", "mirror", "needle", "pillow", "rope", "spoon")
+COLOURS = (
+    "amber",
+    "black",
+    "blue",
+    "brown",
+    "green",
+    "grey",
+    "orange",
+    "pink",
+    "purple",
+    "red",
+    "silver",
+    "white",
+    "yellow",
+)
+THINGS = (
+    "anchor",
+    "basket",
+    "candle",
+    "drum",
+    "feather",
+    "hammer",
+    "kettle",
+    "ladder",
+    "mirror",
+    "needle",
+    "pillow",
+    "rope",
+    "spoon",
+)
 MATH_CHARACTERS, RECALL_CHARACTERS = 1250, 1700
 
 
 def math_document(seed: int) -> str:
     """Exercises with every step written out, about 1300 characters."""
-    return _until(Random(f"math {seed}"), MATH_CHARACTERS, (_addition, _subtraction, _multiplication, _division, _gcd, _sorting))
+    return _until(
+        Random(f"math {seed}"), MATH_CHARACTERS, (_addition, _subtraction, _multiplication, _division, _gcd, _sorting)
+    )
 
 
 def recall_document(seed: int) -> str:
@@ -86,7 +117,13 @@ def _division(random: Random) -> str:
         lines.append(f"bring {digit}: {rest} = {quotient} * {divisor} + {rest % divisor}")
         rest %= divisor
     quotient = number // divisor
-    return "\n".join([*lines, f"{number} / {divisor} = {quotient} remainder {rest}", f"Check: {quotient} * {divisor} + {rest} = {number}"])
+    return "\n".join(
+        [
+            *lines,
+            f"{number} / {divisor} = {quotient} remainder {rest}",
+            f"Check: {quotient} * {divisor} + {rest} = {number}",
+        ]
+    )
 
 
 def _gcd(random: Random) -> str:

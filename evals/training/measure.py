@@ -1,11 +1,13 @@
 """What the model card states: held-out loss, entropy of single tokens, and acceptance of the drafts, by domain.
 
-    loss                 mean of -log p(next token), in nats
-    unigram entropy      of the held-out tokens themselves: what the best possible guess without context would cost
-    acceptance step 1    share of positions where draft and trunk name the same most likely token, the text being given
+loss                 mean of -log p(next token), in nats unigram entropy      of the held-out tokens themselves: what
+the best possible guess without context would cost acceptance step 1    share of positions where draft and trunk name
+the same most likely token, the text being given
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor
 from qconvert_reference.models.qwen3_next import Model
 
 ROWS = 4
+Found: TypeAlias = "tuple[str, list[int], Tensor, Tensor, Tensor]"
 
 
 def measure(
@@ -21,28 +24,27 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Domain ("all" is every document) -> loss, unigram_entropy, acceptance1, acceptance2, tokens.
 
-    Documents are (domain, tokens), read from their beginning; with `fixed_length` no further than that, and always padded to it, which
-    spares a compiled model the learning of new shapes.
+    Documents are (domain, tokens), read from their beginning; with `fixed_length` no further than that, and always
+    padded to it, which spares a compiled model the learning of new shapes.
     """
-    found = []
+    found: list[Found] = []
     for begin in range(0, len(documents), ROWS):
         group = documents[begin : begin + ROWS]
         length = fixed_length or max(len(tokens) for _, tokens in group)
         rows = torch.zeros(ROWS, length + 2, dtype=torch.long)  # right padding changes nothing before it
         for row, (_, tokens) in zip(rows, group, strict=False):
             row[: min(len(tokens), length)] = torch.tensor(tokens[:length])
-        numbers = _numbers(model, rows)
-        found += [
-            (domain, tokens[:length], *(n[i, : min(len(tokens), length) - 1] for n in numbers))
-            for i, (domain, tokens) in enumerate(group)
-        ]
+        losses, first, second = _numbers(model, rows)
+        for i, (domain, tokens) in enumerate(group):
+            own = slice(min(len(tokens), length) - 1)  # the last token has no next one
+            found.append((domain, tokens[:length], losses[i, own], first[i, own], second[i, own]))
     domains = ["all", *dict.fromkeys(domain for domain, _ in documents)]
     return {name: _summary([f for f in found if name in ("all", f[0])]) for name in domains}
 
 
 @torch.no_grad()
 def _numbers(model: Model, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each position: loss of the next token; whether the first and the second draft for position t+1, t+2 agree with the trunk."""
+    """For each position: loss of the next token; whether the first and the second draft agree with the trunk."""
     length = rows.shape[1] - 2
     out = model(rows[:, :length])
     losses = F.cross_entropy(out.logits.transpose(1, 2), rows[:, 1 : length + 1], reduction="none")
@@ -56,9 +58,9 @@ def _numbers(model: Model, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return losses, agreements[0], agreements[1]
 
 
-def _summary(found: list[tuple[str, list[int], Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def _summary(found: list[Found]) -> dict[str, float]:
     losses = torch.cat([f[2] for f in found])
-    first = torch.cat([f[3][:-1] for f in found])  # the last position's draft has no trunk position to meet
+    first = torch.cat([f[3][:-1] for f in found])
     second = torch.cat([(f[3] * f[4])[:-2] for f in found])  # accepted only behind an accepted first draft
     counts = torch.bincount(torch.cat([torch.tensor(f[1]) for f in found])).float()
     shares = counts[counts > 0] / counts.sum()

@@ -1,11 +1,11 @@
 """The small model: its config.json, its first weights, and the loss it is trained with.
 
-    loss = CE(trunk, x_{t+1}) + 0.4 (KL(trunk's own next distribution || draft) / 2 + CE(draft, x_{t+2}) / 2) + 0.01 balance
+    loss = CE(trunk, x_{t+1}) + 0.4 (KL(trunk at t+1 || draft) / 2 + CE(draft, x_{t+2}) / 2) + 0.01 balance
 
-The draft is taught what the trunk will say (the trunk held fixed in that term) as much as what the text says: acceptance is
-agreement with the trunk. From half of the training on, the second draft step (the head fed with its own output) is taught too, with
-the same two terms at half the weight. `balance` is the usual E * sum_e (share of tokens sent to e) (mean probability of e), averaged over
-the routers: 1 when all experts are used alike.
+The draft is taught what the trunk will say (the trunk held fixed in that term) as much as what the text says:
+acceptance is agreement with the trunk. From half of the training on, the second draft step (the head fed with its own
+output) is taught too, with the same two terms at half the weight. `balance` is the usual E * sum_e (share of tokens
+sent to e) (mean probability of e), averaged over the routers: 1 when all experts are used alike.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def first_weights(config: Mapping[str, Any], seed: int) -> dict[str, nn.Paramete
 
 
 def _first(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal with the spread of a unit gain; what writes to the residual stream smaller; decays spread over time scales."""
+    """Normal with unit gain; what writes to the residual stream smaller; decays spread over time scales."""
     if name.endswith("A_log"):
         return torch.empty(shape).uniform_(1, 16, generator=generator).log()
     if name.endswith("dt_bias"):  # softplus(dt_bias) between 0.001 and 0.1, evenly in its logarithm
@@ -91,7 +91,7 @@ def _first(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     if name.endswith("conv1d.weight"):
         return torch.empty(shape).uniform_(-0.5, 0.5, generator=generator)
     gain = 0.3 if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "lm_head.weight")) else 1.0
-    return torch.randn(shape, generator=generator) * gain * shape[-1] ** -0.5
+    return torch.randn(shape, generator=generator) * (gain / math.sqrt(shape[-1]))
 
 
 def build(weights: Mapping[str, Tensor]) -> Model:
@@ -112,7 +112,9 @@ def losses(model: Model, rows: Tensor, draft_steps: int) -> tuple[Tensor, dict[s
         hidden, logits = draft.normed, model.logits(draft.normed)
         own = F.cross_entropy(logits.flatten(0, 1), rows[:, step + 1 : length + step + 1].flatten())
         target = out.logits[:, step:].detach().log_softmax(-1).flatten(0, 1)
-        taught = F.kl_div(logits[:, :-step].log_softmax(-1).flatten(0, 1), target, reduction="batchmean", log_target=True)
+        taught = F.kl_div(
+            logits[:, :-step].log_softmax(-1).flatten(0, 1), target, reduction="batchmean", log_target=True
+        )
         parts[f"draft{step}"], parts[f"kl{step}"] = own, taught
         total = total + DRAFT_WEIGHT / step * (DISTILLED * taught + (1 - DISTILLED) * own)
     parts["balance"] = torch.stack([_balance(router) for router in routers if router is not None]).mean()

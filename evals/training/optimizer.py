@@ -3,8 +3,9 @@
     Muon     M <- mu M + G;   U = orthogonalised(G + mu M);   W <- (1 - lr wd) W - lr sqrt(max(1, rows / columns)) U
     AdamW    as usual; embedding, lm_head, router, norms, convolution and the scalars of the delta rule
 
-"Orthogonalised" keeps the singular vectors and sets the singular values to about one, by five steps of a Newton-Schulz iteration with an odd
-quintic polynomial, in BF16. Matrices of one shape go through it as one batch: 255 expert matrices cost three batched products a step.
+"Orthogonalised" keeps the singular vectors and sets the singular values to about one, by five steps of a Newton-Schulz
+iteration with an odd quintic polynomial, in BF16. Matrices of one shape go through it as one batch: 255 expert matrices
+cost three batched products a step.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def learning_rate(progress: float, step: int, warmup: int = 100, flat_until: flo
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """[n, rows, columns] -> the same singular vectors with singular values near one."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
@@ -44,7 +45,7 @@ class Optimizer:
     """Both, over parameters by name."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+        groups: dict[tuple[int, int], list[Tensor]] = {}
         others = []
         for name, parameter in parameters.items():
             if parameter.ndim == 2 and not any(part in name for part in BY_ADAM):

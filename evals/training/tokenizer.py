@@ -1,8 +1,9 @@
-"""The tokenizer of the small model: byte-level BPE with 1024 entries, in the one-file format of the `tokenizers` library.
+"""The tokenizer of the small model: byte-level BPE with 1024 entries, in the one-file format of the `tokenizers`
+library.
 
-Text is cut as Qwen's tokenizer cuts it: letters with a leading space or sign, digits one by one, runs of signs, runs of white space; then
-merged as bytes, so that any text comes back unchanged. A small vocabulary keeps the model's file small and makes it sure of its next
-token often enough that speculative decoding has something to win.
+Text is cut as Qwen's tokenizer cuts it: letters with a leading space or sign, digits one by one, runs of signs, runs of
+white space; then merged as bytes, so that any text comes back unchanged. A small vocabulary keeps the model's file
+small and makes it sure of its next token often enough that speculative decoding has something to win.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     PYTHONPATH=.:reference:evals python evals/training/train.py --out FOLDER --minutes 45 --seed 0
     PYTHONPATH=.:reference:evals python evals/training/card.py  --out FOLDER
 
-The clock rules: the learning rate follows the share of `--minutes` that is spent, so a run ends decayed on any machine. FOLDER
-receives tokens, checkpoints and `log.jsonl`; started again, the run goes on where the last checkpoint was. `export/` in it is the finished
-checkpoint folder, rewritten at every checkpoint with the weights of that moment rounded to BF16. Compute is BF16, weights are fp32.
-The second command measures the export with the reference as it stands and writes its model card.
+The clock rules: the learning rate follows the share of `--minutes` that is spent, so a run ends decayed on any machine.
+FOLDER receives tokens, checkpoints and `log.jsonl`; started again, the run goes on where the last checkpoint was.
+`export/` in it is the finished checkpoint folder, rewritten at every checkpoint with the weights of that moment rounded
+to BF16. Compute is BF16, weights are fp32. The second command measures the export with the reference as it stands and
+writes its model card.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TOKENIZER_CHARACTERS = {"code": 2_500_000, "prose": 1_500_000, "math": 300_000, 
 CLIP = 1.0
 LOG_EVERY, SAVE_SECONDS, MEASURE_DOCUMENTS = 20, 240, 5
 Documents: TypeAlias = "list[tuple[str, list[int]]]"
-# Functions of tensors alone, compiled for training: the reference states them as separate operations, each a pass over memory.
+# Functions of tensors alone, compiled for training: the reference makes a pass over memory for each operation.
 COMPILED = (
     (gated_delta_net, "chunked_delta_rule"),
     (gated_delta_net, "causal_conv"),
@@ -53,6 +54,7 @@ COMPILED = (
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
@@ -161,7 +163,10 @@ class Run:
         found = measure(build(rounded), self.held_out if final else self._few(), LENGTH)
         self._log(measured=found)
         state = {"step": self.step, "seconds": self.seconds, "generator": self.generator.get_state()}
-        state |= {"parameters": {n: p.detach() for n, p in self.parameters.items()}, "optimizer": self.optimizer.state()}
+        state |= {
+            "parameters": {n: p.detach() for n, p in self.parameters.items()},
+            "optimizer": self.optimizer.state(),
+        }
         torch.save(state, self.out / "checkpoint.tmp")
         (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
 
@@ -185,7 +190,7 @@ def _compile() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     for module, name in COMPILED:
         setattr(module, name, torch.compile(getattr(module, name), dynamic=False))
-    SparseMoe._run_experts = run_experts  # type: ignore[method-assign]
+    SparseMoe._run_experts = run_experts  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
