@@ -239,6 +239,7 @@ class _Comparison:
             "name": "qconvert",
             "version": qconvert.__version__,
             "tokens": corpus.tokens,
+            "tokens_sha256": corpus.sha256,
             "documents": len(used),
             "sequences": len(corpus.sequences),
             "domains": sorted({corpus.domains[number] for number in used}),

@@ -8,6 +8,7 @@ documents are taken instead, since a model's state at the start of a text is not
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -68,6 +69,14 @@ class Corpus:
     def tokens(self) -> int:
         """Tokens in all sequences."""
         return sum(len(one.tokens) for one in self.sequences)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all token numbers in order: two runs with the same hash measured the same tokens."""
+        digest = hashlib.sha256()
+        for one in self.sequences:
+            digest.update(torch.tensor([len(one.tokens), *one.tokens], dtype=torch.int64).numpy().tobytes())
+        return digest.hexdigest()
 
 
 class Tokenizer:

@@ -102,6 +102,14 @@ def test_batches_hold_every_sequence_once() -> None:
         assert bool((batch.tokens[batch.mask()] == 7).all()) and bool((batch.tokens[~batch.mask()] == 0).all())
 
 
+def test_hash_tells_other_tokens_and_other_cuts() -> None:
+    lengths = {"code": [300, 40]}
+    corpus = corpus_of(lengths, tokens=4000)
+    assert corpus.sha256 == corpus_of(lengths, tokens=4000).sha256
+    assert corpus.sha256 != corpus_of({"code": [40, 300]}, tokens=4000).sha256
+    assert corpus.sha256 != corpus_of(lengths, tokens=4000, seq_len=256).sha256
+
+
 def test_foreign_tokenizer_is_refused() -> None:
     with pytest.raises(UserError, match="do not belong together"):
         make_corpus([Document("a", "d", "xyz")], lambda text: [9] * 3, tokens=10, seq_len=4, vocab_size=9)
