@@ -20,3 +20,8 @@ class UserError(Exception):
         self.what, self.where, self.expected, self.found, self.fix = what, where, expected, found, fix
         details = (("where", where), ("expected", expected), ("found", found), ("way out", fix))
         super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in details if text is not None)]))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that says something; some texts begin with empty ones."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

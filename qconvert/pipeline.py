@@ -1,8 +1,13 @@
-"""Running a plan: one shard per worker, a few megabytes of one tensor in memory at a time.
+"""Running a plan: one tensor per worker at a time, a few megabytes of each in memory.
 
 Workers are threads, since torch and the hash functions release the interpreter while they compute. Each pins torch to
-one thread, so that the number of workers is the number of cores used. Every piece of work (convert a shard, hash a
-source file, copy a file) ends in a record on disk, and a piece whose record is there is not done again.
+one thread, so that the number of workers is the number of cores used; while a finished shard is hashed, one thread
+more waits for the disk. All take work from one list in the order of the plan: the hash of a source file, then the
+tensors of the shards that are made from it. Whoever converts the last tensor of a shard finishes the shard, while the
+others go on with the next.
+
+Every finished piece of work (a shard converted, a source file hashed, a file copied) ends in a record on disk, and a
+piece whose record is there is not done again.
 """
 
 import errno
@@ -11,7 +16,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,16 +38,13 @@ from qconvert.checkpoint import (
 from qconvert.destination import Destination, disk_full
 from qconvert.errors import UserError
 from qconvert.manifest import Manifest
-from qconvert.plan import Plan, ShardJob, source_state
-from qconvert.shard import convert_shard
+from qconvert.plan import Plan, ShardJob, TensorJob, source_state
+from qconvert.shard import Conversion
 
 Progress = Callable[[int, int], None]
 Record = dict[str, Any]
+Work = Iterator[Callable[[], None]]
 ENTRY_BYTES = 512  # more than a tensor's lines in a header and in the index take
-
-
-class Stopped(Exception):
-    """Another worker failed, or the user pressed Ctrl-C; raised inside workers only."""
 
 
 def run_plan(
@@ -80,74 +82,90 @@ def run_plan(
 
 
 class _Run:
-    """The pieces of work of one run and what they share."""
+    """The work of one run and what the workers share."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, destination: Destination, progress: Progress | None) -> None:
         self.plan, self.checkpoint, self.destination, self.progress = plan, checkpoint, destination, progress
+        self.records: dict[str, Record] = {}
+        self.unfinished: set[Conversion] = set()
         self.done = 0
-        self.lock = threading.Lock()
+        self.counting, self.taking = threading.Lock(), threading.Lock()
         self.stop = threading.Event()
 
     def execute(self, workers: int) -> dict[str, Record]:
         """All records: "out:FILE" and "in:FILE" to {bytes, sha256}. Stops all workers at the first failure."""
-        pieces = self._pieces()
+        work = self._work()
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "qconvert", torch.set_num_threads, (1,))
         try:
-            futures = {name: pool.submit(self._recorded, name, piece) for name, piece in pieces.items()}
-            finished, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-            failed = [future for future in finished if future.exception() is not None]
-            if failed:
-                failed[0].result()
-            return {name: future.result() for name, future in futures.items()}
+            finished, _ = wait([pool.submit(self._take, work) for _ in range(workers)], return_when=FIRST_EXCEPTION)
+            for worker in finished:
+                worker.result()
+            return self.records
         finally:
             self.stop.set()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
+            for conversion in self.unfinished:
+                conversion.discard()
             torch.set_num_threads(threads)
 
-    def _pieces(self) -> dict[str, Callable[[], Record]]:
-        """In the order of the source: each source file is hashed right after it was read, while it is still cached."""
-        last_use = {
-            self.checkpoint.tensors[name].file: job.file
-            for job in self.plan.jobs
-            for tensor in job.tensors
-            for name in tensor.inputs.values()
-        }
-        pieces: dict[str, Callable[[], Record]] = {}
-        for job in self.plan.jobs:
-            pieces["out:" + job.file] = functools.partial(self._convert, job)
-            for file in [file for file, last in last_use.items() if last == job.file]:
-                pieces["in:" + file] = functools.partial(_file_record, self.checkpoint.file(file))
-        for file in self.plan.source_files:
-            pieces.setdefault("in:" + file, functools.partial(_file_record, self.checkpoint.file(file)))
-        for file in self.plan.copies:
-            pieces["out:" + file] = functools.partial(self._copy, file)
-        return pieces
+    def _take(self, work: Work) -> None:
+        """A worker: one piece of work after the other, until there is none or another worker failed."""
+        while not self.stop.is_set():
+            with self.taking:
+                piece = next(work, None)
+            if piece is None:
+                return
+            piece()
 
-    def _recorded(self, name: str, piece: Callable[[], Record]) -> Record:
-        if self.stop.is_set():
-            raise Stopped
+    def _work(self) -> Work:
+        """In the order of the source. A file is hashed as its conversion begins: one finds it cached by the other."""
+        hashed: set[str] = set()
+        for job in self.plan.jobs:
+            inputs = [name for tensor in job.tensors for name in tensor.inputs.values()]
+            for file in dict.fromkeys(self.checkpoint.tensors[name].file for name in inputs):
+                if file not in hashed:
+                    hashed.add(file)
+                    yield functools.partial(self._record, "in:" + file, self._hash_source, file)
+            yield from self._shard(job)
+        for file in self.plan.source_files:
+            if file not in hashed:
+                yield functools.partial(self._record, "in:" + file, self._hash_source, file)
+        for file in self.plan.copies:
+            yield functools.partial(self._record, "out:" + file, self._copy, file)
+
+    def _shard(self, job: ShardJob) -> Work:
+        """A piece of work for each tensor, unless an earlier run has finished the shard."""
+        record = self.destination.finished("out:" + job.file)
+        if record is not None:
+            self.records["out:" + job.file] = record
+            self._advance(record.get("bytes_read", 0))
+            return
+        path = self.destination.folder / job.file
+        conversion = Conversion(self.checkpoint, job, path, self.plan.recipe.get("scales", "bf16"))
+        self.unfinished.add(conversion)
+        for tensor in job.tensors:
+            yield functools.partial(self._convert, conversion, tensor)
+
+    def _convert(self, conversion: Conversion, tensor: TensorJob) -> None:
+        conversion.convert(tensor)
+        self._advance(conversion.bytes_read(tensor))
+        if conversion.was_last():
+            name = "out:" + conversion.job.file
+            self.records[name] = conversion.finish()
+            self.destination.set_record(name, self.records[name])
+            self.unfinished.remove(conversion)
+
+    def _record(self, name: str, piece: Callable[[str], Record], file: str) -> None:
+        """Do a piece of work and keep its record, unless there is one of an earlier run."""
         record = self.destination.finished(name)
         if record is None:
-            record = piece()
+            record = piece(file)
             self.destination.set_record(name, record)
-        else:
-            self._advance(record.get("bytes_read", 0))
-        return record
+        self.records[name] = record
 
-    def _convert(self, job: ShardJob) -> Record:
-        read = 0
-
-        def advance(count: int) -> None:
-            nonlocal read
-            if self.stop.is_set():
-                raise Stopped
-            read += count
-            self._advance(count)
-
-        path = self.destination.folder / job.file
-        convert_shard(self.checkpoint, job, path, self.plan.recipe.get("scales", "bf16"), advance)
-        return _file_record(path) | {"bytes_read": read}
+    def _hash_source(self, name: str) -> Record:
+        return _file_record(self.checkpoint.file(name))
 
     def _copy(self, name: str) -> Record:
         path = self.destination.folder / name
@@ -155,7 +173,7 @@ class _Run:
         return _file_record(path)
 
     def _advance(self, count: int) -> None:
-        with self.lock:
+        with self.counting:
             self.done += count
             if self.progress is not None and count:
                 self.progress(self.done, self.plan.bytes_in)

@@ -1,8 +1,12 @@
-"""Converting one shard: every tensor flows through the scheme into its place, a few megabytes at a time."""
+"""Converting one shard: every tensor flows through the scheme into its place, a few megabytes at a time.
+
+A tensor is the work of one thread, a shard that of any number of them.
+"""
 
 import math
-from collections.abc import Callable
+import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +19,44 @@ from qconvert.schemes import Scheme, UnusableWeight, get_scheme
 PIECE_BYTES = 4 * 2**20  # of source data in memory at a time, or the scheme's row step if that is more
 
 
-def convert_shard(
-    checkpoint: Checkpoint, job: ShardJob, path: Path, scales: str, advance: Callable[[int], None]
-) -> None:
-    """Write one output file. `advance` is told the number of source bytes after each tensor, and may raise to stop."""
-    with ShardWriter(path, job.specs) as writer:
-        for tensor in job.tensors:
-            if tensor.scheme is None:
-                _keep(checkpoint, tensor, writer)
-            elif tensor.action == "quantize":
-                _quantize(checkpoint, tensor, writer, get_scheme(tensor.scheme, scales=scales))
-            else:
-                _dequantize(checkpoint, tensor, writer, get_scheme(tensor.scheme, scales=scales))
-            advance(sum(checkpoint.tensors[name].nbytes for name in tensor.inputs.values()))
+class Conversion:
+    """One output file in the making: `convert` each tensor of its job, then `finish` it, or `discard` it on the way."""
+
+    def __init__(self, checkpoint: Checkpoint, job: ShardJob, path: Path, scales: str) -> None:
+        self.checkpoint, self.job, self.scales = checkpoint, job, scales
+        self.path = path
+        self._writer = ShardWriter(path, job.specs)
+        self._missing = len(job.tensors)
+        self._lock = threading.Lock()
+
+    def convert(self, tensor: TensorJob) -> None:
+        """Write one tensor and what belongs to it. Threads may do so at the same time."""
+        if tensor.scheme is None:
+            _keep(self.checkpoint, tensor, self._writer)
+        elif tensor.action == "quantize":
+            _quantize(self.checkpoint, tensor, self._writer, get_scheme(tensor.scheme, scales=self.scales))
+        else:
+            _dequantize(self.checkpoint, tensor, self._writer, get_scheme(tensor.scheme, scales=self.scales))
+
+    def was_last(self) -> bool:
+        """Called once after each tensor: true for the one call after which nothing is missing."""
+        with self._lock:
+            self._missing -= 1
+            return self._missing == 0
+
+    def bytes_read(self, tensor: TensorJob) -> int:
+        """Bytes of the source that a tensor is made from."""
+        return sum(self.checkpoint.tensors[name].nbytes for name in tensor.inputs.values())
+
+    def finish(self) -> dict[str, Any]:
+        """Publish the file; the record of it."""
+        sha256 = self._writer.publish_hashed()
+        read = sum(self.bytes_read(tensor) for tensor in self.job.tensors)
+        return {"bytes": self.path.stat().st_size, "sha256": sha256, "bytes_read": read}
+
+    def discard(self) -> None:
+        """Leave no file behind."""
+        self._writer.discard()
 
 
 def _keep(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter) -> None:
@@ -43,8 +72,9 @@ def _keep(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter) -> Non
 
 
 def _all_finite(piece: Tensor) -> bool:
-    """Maximum and minimum show every NaN and infinity, five times as fast as looking at each number."""
-    return math.isfinite(float(piece.amax())) and math.isfinite(float(piece.amin()))
+    """Maximum and minimum show every NaN and infinity, many times as fast as looking at each number."""
+    lowest, highest = piece.aminmax()
+    return math.isfinite(float(lowest)) and math.isfinite(float(highest))
 
 
 def _quantize(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme) -> None:

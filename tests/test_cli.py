@@ -29,7 +29,7 @@ FLAGS = {
     },
     "dequantize": {"--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "inspect": {"--json"},
-    "verify": {"--against", "--json"},
+    "verify": {"--against", "--workers", "--json"},
 }  # fmt: skip
 
 

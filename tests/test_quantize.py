@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +92,42 @@ def test_the_same_bytes_for_any_number_of_workers_and_any_run(source: Path, tmp_
     for name, workers in (("one", 1), ("two", 2), ("again", 2)):
         quantize(source, tmp_path / name, workers=workers, max_shard_size=SMALL)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "again")
+
+
+def test_workers_share_a_single_shard(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers write three tensors of the only shard at the same time; then each goes its own way."""
+    quantize(source, tmp_path / "alone")
+    together, append, met = threading.Barrier(3), ShardWriter.append, set()
+
+    def meet(self: ShardWriter, name: str, data: torch.Tensor) -> None:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            together.wait(timeout=30)
+        append(self, name, data)
+
+    monkeypatch.setattr(ShardWriter, "append", meet)
+    quantize(source, tmp_path / "out", workers=3)
+    assert len(met) == 3
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "alone")
+
+
+def test_a_shard_that_does_not_reach_the_disk_leaves_no_record(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is hashed while it is synced; a failing sync must count all the same."""
+    sync = os.fsync
+
+    def fail(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink().name == "model.safetensors.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        quantize(source, tmp_path / "out", workers=2)
+    (partial,) = tmp_path.iterdir()
+    assert not list(partial.glob("model*"))
+    assert not list(partial.glob(".records/out*model*"))
 
 
 def test_small_pieces_change_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qconvert.checkpoint import MANIFEST, load_safetensors, save_safetensors, write_checkpoint
+from qconvert.errors import UserError
 from qconvert.quantization import dequantize, quantize
 from qconvert.verification import VerifyReport, verify
 from tests.tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
@@ -152,6 +153,35 @@ def test_only_the_first_failures_are_named_but_all_are_counted(source: Path, tmp
     kept = next(check for check in verify(target, source).checks if check.name == "kept")
     assert kept.failures > len(kept.tensors) == 10
     assert kept.detail.endswith("more")
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_the_same_report_for_any_number_of_workers(source: Path, tmp_path: Path, manifest: bool) -> None:
+    """Damage in many tensors, files and kinds, more than a check names."""
+    target = tmp_path / "fp8"
+    quantize(source, target, max_shard_size=10**6)
+    for path in target.glob("*.safetensors"):
+        stored = load_safetensors(path)
+        for name, tensor in stored.items():
+            if name.endswith("norm.weight"):
+                tensor[3] = float("nan")
+            elif name.endswith("up_proj.weight_scale_inv"):
+                tensor[0] *= -1
+            elif name.endswith("down_proj.weight_scale_inv"):
+                tensor[0] *= 2
+            elif name.endswith("gate.weight"):
+                tensor += 1
+        save_safetensors(path, stored)
+    if not manifest:
+        (target / MANIFEST).unlink()
+    alone = verify(target, source, workers=1)
+    assert failed(alone).keys() >= {"values", "kept", "bounds"} | ({"manifest"} if manifest else set())
+    assert verify(target, source, workers=2) == verify(target, source, workers=5) == alone
+
+
+def test_no_workers(source: Path) -> None:
+    with pytest.raises(UserError, match="at least one worker"):
+        verify(source, workers=0)
 
 
 def test_progress_reaches_the_end(source: Path) -> None:

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qconvert.errors import UserError
+from qconvert.errors import UserError, first_line
 
 PART_CHARACTERS = 4000
 MAX_DATASET_DOCUMENTS = 512
@@ -130,11 +130,13 @@ def _from_dataset(spec: str) -> list[Document]:
         raise UserError(
             "cannot read the data set",
             where=spec,
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             fix="check the name and the network, or give --data a .txt or .jsonl file",
         ) from error
     domain = name.rsplit("/", 1)[-1]
-    return [Document(f"{name}/{number}", domain, _text_of(row, spec)) for number, row in enumerate(taken)]
+    field = _text_field(taken, spec)
+    texts = [row.get(field) for row in taken]
+    return [Document(f"{name}/{n}", domain, text) for n, text in enumerate(texts) if isinstance(text, str)]
 
 
 def _split_of(names: list[str], where: str) -> str:
@@ -144,9 +146,11 @@ def _split_of(names: list[str], where: str) -> str:
     return found[0]
 
 
-def _text_of(row: Mapping[str, Any], where: str) -> str:
-    strings = {key: value for key, value in row.items() if isinstance(value, str)}
+def _text_field(rows: list[Mapping[str, Any]], where: str) -> str:
+    """One field for all rows: a row in which it is empty must not lend its title or its label as a text."""
+    strings = {key: None for row in rows for key, value in row.items() if isinstance(value, str)}
     for key in (*TEXT_FIELDS, *strings):
         if key in strings:
-            return strings[key]
-    raise UserError("the data set has no text", where=where, expected="a field of strings", found=", ".join(row))
+            return key
+    found = ", ".join(dict.fromkeys(key for row in rows for key in row)) or "no rows"
+    raise UserError("the data set has no text", where=where, expected="a field of strings", found=found)

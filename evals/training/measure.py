@@ -1,8 +1,11 @@
 """What the model card states: held-out loss, entropy of single tokens, and acceptance of the drafts, by domain.
 
-loss                 mean of -log p(next token), in nats unigram entropy      of the held-out tokens themselves: what
-the best possible guess without context would cost acceptance step 1    share of positions where draft and trunk name
-the same most likely token, the text being given
+    loss               mean of -log p(next token), in nats
+    unigram entropy    of the held-out tokens themselves: what the best possible guess without context would cost
+    acceptance1        share of positions where draft and trunk name the same most likely token, the text being given
+    acceptance2        share of positions where the second draft, made from the first, agrees too
+
+Everything is teacher-forced. `qconvert compare` measures the same with intervals; this is the short form for a card.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The tokenizer of the small model: byte-level BPE with 1024 entries, in the one-file format of the `tokenizers`
-library.
+"""The tokenizer of the small model: byte-level BPE with 1024 entries, as a `tokenizers` file.
 
 Text is cut as Qwen's tokenizer cuts it: letters with a leading space or sign, digits one by one, runs of signs, runs of
 white space; then merged as bytes, so that any text comes back unchanged. A small vocabulary keeps the model's file

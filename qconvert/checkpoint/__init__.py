@@ -3,7 +3,7 @@
 from qconvert.checkpoint.config_text import insert_key, remove_key
 from qconvert.checkpoint.header import TORCH_TYPES, TYPE_CODES, TensorInfo, TensorSpec
 from qconvert.checkpoint.reader import CONFIG, INDEX, MANIFEST, Checkpoint, load_safetensors, read_config
-from qconvert.checkpoint.source import hub_identity, resolve_source
+from qconvert.checkpoint.source import hub_identity, is_local, resolve_source
 from qconvert.checkpoint.writer import (
     ShardWriter,
     copy_durably,
@@ -29,6 +29,7 @@ __all__ = [
     "hash_file",
     "hub_identity",
     "insert_key",
+    "is_local",
     "load_safetensors",
     "read_config",
     "remove_key",

@@ -6,8 +6,8 @@ neither mapped nor loaded whole, so memory is what the caller asked for. Files a
 microseconds and lets any number of threads share a Checkpoint.
 
 Refused here, by name: an index that names shards or tensors that are not there, or tensors that it does not name;
-paths that leave the folder. A link may lead out of the folder only into the blob store of a Hugging Face cache, where
-every file is one.
+paths that leave the folder. A link may lead out of the folder only into the blob stores of a Hugging Face cache,
+where every file is one.
 """
 
 import json
@@ -140,7 +140,10 @@ def inside(root: Path, name: str) -> Path:
         raise UserError(f"file {name} is missing", where=str(root), fix="download or copy the checkpoint again")
     allowed = [root.resolve()]
     if root.resolve().parent.name == "snapshots":
-        allowed.append(root.resolve().parent.parent / "blobs")
+        repository = root.resolve().parent.parent
+        allowed.append(repository / "blobs")
+        if repository.name.startswith("models--"):  # whose blobs may be links themselves, into one store for all
+            allowed.append(repository.parent / "blobs")
     target = path.resolve()
     if not any(target.is_relative_to(folder) for folder in allowed):
         raise UserError(f"{name} is a link that leads out of the folder", where=str(root), found=str(target))

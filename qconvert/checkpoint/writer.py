@@ -1,8 +1,9 @@
 """Writing safetensors shards whose contents are known in advance by name, type and shape.
 
-The header goes first; then every tensor is written to its place in any order and in any number of pieces. Tensors are
-placed by falling element size, otherwise in the order given: readers view the bytes as numbers and need each tensor
-at a multiple of its element size. A file carries a temporary name until it is complete and on the disk.
+The header goes first; then every tensor is written to its place in any order and in any number of pieces, by several
+threads at a time if each has tensors of its own. Tensors are placed by falling element size, otherwise in the order
+given: readers view the bytes as numbers and need each tensor at a multiple of its element size. A file carries a
+temporary name until it is complete and on the disk.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,28 +46,51 @@ class ShardWriter:
         self._put(start, raw)
         self._written[name] += len(raw)
 
+    def publish(self) -> None:
+        """Wait until all is on the disk, then give the file its name."""
+        self._check_complete()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+
+    def publish_hashed(self) -> str:
+        """`publish`, and the file's SHA-256, for which it is read while the disk writes."""
+        self._check_complete()
+        with ThreadPoolExecutor(1, "qconvert-sync") as beside:
+            synced = beside.submit(os.fsync, self._file.fileno())
+            sha256 = hash_file(self._temporary)
+            synced.result()
+        self._file.close()
+        self._temporary.replace(self.path)
+        return sha256
+
+    def discard(self) -> None:
+        """Leave no file behind, unless it was published."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            short = [name for name, place in self._places.items() if self._written[name] != place.nbytes]
-            if short:
-                raise ValueError(f"{self.path.name}: {short[0]} was not written completely")
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self.path)
-        else:
-            self._temporary.unlink()
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.discard()
+
+    def _check_complete(self) -> None:
+        for name, place in self._places.items():
+            if self._written[name] != place.nbytes:
+                raise ValueError(f"{self.path.name}: {name} was not written completely")
 
     def _put(self, position: int, data: bytes | memoryview) -> None:
-        self._file.seek(position)
         rest = memoryview(data)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            count = os.pwrite(self._file.fileno(), rest, position)
+            position, rest = position + count, rest[count:]
 
 
 def shard_names(count: int) -> list[str]:

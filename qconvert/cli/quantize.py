@@ -27,14 +27,18 @@ def names_in(package: str, *apart: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
 
 
+def workers_option(what: str) -> Callable[[Command], Command]:
+    """`--workers`, as every command has it that can use several cores."""
+    return click.option(
+        "--workers", type=click.IntRange(min=1), default=lambda: min(os.cpu_count() or 1, 8),
+        show_default="one a core, at most 8", help=what,
+    )  # fmt: skip
+
+
 def conversion_options(command: Command) -> Command:
     """The options that both conversions share."""
     options = (
-        click.option(
-            "--workers", type=click.IntRange(min=1), default=lambda: min(os.cpu_count() or 1, 8),
-            show_default="one a core, at most 8",
-            help="Output shards written at a time. The output does not depend on it.",
-        ),
+        workers_option("Tensors converted at a time. The output does not depend on it."),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
         click.option(
             "--resume/--no-resume", default=True, show_default=True,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qconvert.cli.quantize import workers_option
+
 if TYPE_CHECKING:
     from qconvert.verification import VerifyReport
 
@@ -18,9 +20,10 @@ FAILED = 1
     metavar="SRC",
     help="The checkpoint it was made from: compares every kept byte and every quantized weight.",
 )
+@workers_option("Tensors or files read at a time. The report does not depend on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def verify(ctx: click.Context, target: str, against: str | None, as_json: bool) -> None:
+def verify(ctx: click.Context, target: str, against: str | None, workers: int, as_json: bool) -> None:
     """Re-read a checkpoint and check it: complete, well-formed, plausible, and true to its source.
 
     DST is a folder written by qconvert or anybody else. Exit code 1 when a check failed; the first tensors that fail
@@ -30,7 +33,7 @@ def verify(ctx: click.Context, target: str, against: str | None, as_json: bool) 
     from qconvert.verification import verify as verify_checkpoint
 
     with ProgressBar("verify") as progress:
-        report = verify_checkpoint(target, against, progress=progress)
+        report = verify_checkpoint(target, against, workers=workers, progress=progress)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:

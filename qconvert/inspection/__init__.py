@@ -9,7 +9,7 @@ only the scales of one weight are looked at, to see whether they are powers of t
 from collections.abc import Mapping
 from pathlib import Path
 
-from qconvert.checkpoint import Checkpoint, TensorSpec, read_config, resolve_source
+from qconvert.checkpoint import Checkpoint, TensorSpec, is_local, read_config, resolve_source
 from qconvert.families import Family, family_of
 from qconvert.inspection.contents import Contents, contents_of_config, contents_of_folder
 from qconvert.inspection.engines import engine_warnings
@@ -25,8 +25,11 @@ Sizes = dict[str, tuple[int, int]]  # weight -> tensors on disk, bytes on disk
 def inspect(source: str | Path) -> InspectReport:
     """Inspect a folder, or by its config.json alone a model of the hub."""
     # Tensor files are never fetched: the sizes follow from the config, and 163 GB are a high price for a table.
+    # Nor are those used that the cache happens to hold, perhaps not all of them: the answer would depend on the past.
+    local = is_local(str(source))
     folder = resolve_source(str(source), patterns=["config.json"])
-    if any(folder.glob("*.safetensors*")):  # an index alone counts: the reader will name the shards that are missing
+    # An index alone counts as tensor files: the reader will name the shards that are missing.
+    if local and any(folder.glob("*.safetensors*")):
         contents = contents_of_folder(Checkpoint.open(folder))
     else:
         _, config = read_config(folder)

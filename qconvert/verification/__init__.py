@@ -2,8 +2,8 @@
 and error bounds.
 
 It reads what engines will read, through nothing that wrote it: a fault in the disk, in a copy or in the converter
-shows here. Memory stays bounded by a slice of one tensor. Works on any folder of a known family and format, with or
-without a manifest. Left out: whether the model is still good, which `qconvert compare` measures.
+shows here. Memory stays bounded by a slice of one tensor for each worker. Works on any folder of a known family and
+format, with or without a manifest. Left out: whether the model is still good, which `qconvert compare` measures.
 """
 
 from pathlib import Path
@@ -12,9 +12,10 @@ from qconvert.checkpoint import CONFIG, Checkpoint, resolve_source
 from qconvert.errors import UserError
 from qconvert.formats import open_weights
 from qconvert.manifest import Manifest
-from qconvert.verification.files import check_copies, check_index, check_manifest
-from qconvert.verification.numbers import Progress, Source, check_numbers
+from qconvert.verification.files import check_copies, check_index
+from qconvert.verification.numbers import Source
 from qconvert.verification.origin import check_config, check_same_names
+from qconvert.verification.reading import Progress, check_contents
 from qconvert.verification.report import Check, VerifyReport
 from qconvert.verification.stored import Stored
 from qconvert.verification.structure import check_names, check_precision, check_shapes, check_skip_list
@@ -22,8 +23,12 @@ from qconvert.verification.structure import check_names, check_precision, check_
 __all__ = ["Check", "Progress", "VerifyReport", "verify"]
 
 
-def verify(target: str | Path, against: str | Path | None = None, *, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    target: str | Path, against: str | Path | None = None, *, workers: int = 1, progress: Progress | None = None
+) -> VerifyReport:
     """Check a folder, and compare it to the one it was made from. UserError only for what is no checkpoint at all."""
+    if workers < 1:
+        raise UserError("at least one worker is needed", found=str(workers), fix="give --workers 1 or more")
     folder = _checkpoint_folder(target)
     original = None if against is None else open_weights(Checkpoint.open(resolve_source(str(against))))
     report = VerifyReport(str(target), None if against is None else str(against), checks=[])
@@ -48,30 +53,8 @@ def verify(target: str | Path, against: str | Path | None = None, *, progress: P
             report.checks.append(check_copies(checkpoint, original.checkpoint))
     else:
         report.skipped["kept, bounds"] = "no source given (--against SRC)"
-    # Both passes read the whole folder: the numbers tensor by tensor, the hashes file by file.
-    steps = _Steps(progress, 1 if manifest is None else 2)
-    report.checks.extend(check_numbers(stored, source, steps.next()))
-    if manifest is not None:
-        report.checks.append(check_manifest(folder, manifest, steps.next()))
+    report.checks.extend(check_contents(stored, source, manifest, workers, progress))
     return report.with_size(len(checkpoint.tensors), sum(info.nbytes for info in checkpoint.tensors.values()))
-
-
-class _Steps:
-    """One progress display over several passes."""
-
-    def __init__(self, progress: Progress | None, count: int) -> None:
-        self.progress, self.count, self.current = progress, count, -1
-
-    def next(self) -> Progress:
-        """The progress function of the next pass."""
-        self.current += 1
-        index = self.current
-
-        def advance(done: int, total: int, what: str) -> None:
-            if self.progress is not None:
-                self.progress(done + index * total, self.count * total, what)
-
-        return advance
 
 
 def _checkpoint_folder(target: str | Path) -> Path:

@@ -1,32 +1,24 @@
 """Checks of whole files: hashes against the manifest, the index's total, and files that were copied from the source."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qconvert.checkpoint import INDEX, Checkpoint, hash_file
-from qconvert.manifest import Manifest
-from qconvert.verification.numbers import Progress
-from qconvert.verification.report import Check, Findings
+from qconvert.verification.report import Check, Findings, Wrong
 
 
-def check_manifest(folder: Path, manifest: Manifest, progress: Progress) -> Check:
-    """Every file that the manifest lists is there with the same bytes."""
-    files = manifest.output["files"]
-    findings = Findings("manifest", f"{len(files)} files have the size and sha256 of the manifest")
-    total = sum(record["bytes"] for record in files.values())
-    done = 0
-    for name, record in files.items():
-        progress(done, total, name)
-        done += record["bytes"]
-        path = folder / name
-        if not path.is_file():
-            findings.add(name, "missing")
-        elif path.stat().st_size != record["bytes"]:
-            findings.add(name, f"{path.stat().st_size} bytes, the manifest says {record['bytes']}")
-        elif hash_file(path) != record["sha256"]:
-            findings.add(name, "its sha256 is not that of the manifest")
-    progress(total, total, "")
-    return findings.check()
+def wrong_with_file(folder: Path, name: str, record: Mapping[str, Any]) -> list[Wrong]:
+    """Whether a file that the manifest lists is there with the same bytes."""
+    path = folder / name
+    if not path.is_file():
+        return [("manifest", "missing")]
+    if path.stat().st_size != record["bytes"]:
+        return [("manifest", f"{path.stat().st_size} bytes, the manifest says {record['bytes']}")]
+    if hash_file(path) != record["sha256"]:
+        return [("manifest", "its sha256 is not that of the manifest")]
+    return []
 
 
 def check_index(checkpoint: Checkpoint) -> Check:

@@ -11,6 +11,8 @@ from typing import Any
 
 NAMED = 10  # how many failing tensors a check names
 
+Wrong = tuple[str, str]  # the name of a check, and what is wrong
+
 
 @dataclass(frozen=True)
 class Check:

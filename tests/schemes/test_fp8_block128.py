@@ -87,6 +87,18 @@ def test_properties(rows: int, columns: int, scales: str, dtype: torch.dtype, ex
 
 
 @pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(512, 256), (300, 200), (64, 129)])
+def test_codes_are_the_plain_formula(scales: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """The whole matrix at once, each step a tensor of its own, against the code that works in stripes and in place."""
+    weight = random_weight(*shape, seed=11).to(dtype)
+    got = get_scheme("fp8-block128", scales=scales).quantize(weight)
+    spread = got.scales.float().repeat_interleave(128, 0).repeat_interleave(128, 1)[: shape[0], : shape[1]]
+    want = (weight.float() / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(got.codes.view(torch.uint8), want.view(torch.uint8))
+
+
+@pytest.mark.parametrize("scales", SCALES)
 def test_scale_is_the_rounded_quotient(scales: str) -> None:
     weight = random_weight(256, 256, 5)
     amax = weight.view(2, 128, 2, 128).abs().amax((1, 3))
