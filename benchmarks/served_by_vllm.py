@@ -20,12 +20,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from qconvert_evals.small_model_files import small_model_path
 
 from qconvert.formats import open_weights
 from qconvert_evals.corpus import Tokenizer
 from qconvert_evals.data import load_documents
 from qconvert_evals.identity import choose_numerics
+from qconvert_evals.small_model_files import small_model_path
 from qconvert_reference.lane import Lane
 
 SERVE = """

@@ -25,11 +25,10 @@ def demo(ctx: click.Context, report_folder: Path, work: Path | None) -> None:
     """Quantize, verify and compare the small trained model in the package; no network, no GPU."""
     judging = Judging(None, None, report_folder)
     with extra_for("demo"):
-        from qconvert_evals.small_model_files import small_model_path
-
         from qconvert.quantization import quantize
         from qconvert.verification import verify
         from qconvert_evals.compare import compare as run
+        from qconvert_evals.small_model_files import small_model_path
         from qconvert_reports.stages import StageProgress
     with tempfile.TemporaryDirectory(prefix="qconvert-demo-") as temporary:
         source, target = small_model_path(), work or Path(temporary) / "fp8"
