@@ -149,6 +149,7 @@ def test_compare_judges_draws_and_prints_the_path_last(
         return synthetic_results(layers=2, lanes=("fp8", "int4"))
 
     monkeypatch.setattr(qconvert_evals.compare, "compare", measured)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/qconvert", "compare", "--data", "my text.txt"])
     text = tmp_path / "text.txt"
     text.write_text("Some words to measure on.\n\nAnd some more of them.")
     folder = tmp_path / "report"
@@ -159,7 +160,7 @@ def test_compare_judges_draws_and_prints_the_path_last(
     assert "PASS fp8, int4" in result.stdout
     assert list(called["candidates"]) == ["fp8", "int4"]
     assert (called["tokens"], called["seq_len"], called["draft_tokens"], called["activations"]) == (99, 33, 2, "none")
-    assert Results.load(folder / "results.json").tool["command"].startswith("qconvert ")
+    assert Results.load(folder / "results.json").tool["command"] == "qconvert compare --data 'my text.txt'"
 
 
 def test_another_baseline_does_not_cost_the_numbers(
