@@ -47,11 +47,11 @@ class Scheme(Protocol):
         """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
         ...
 
-    def bound(self, weight: Tensor, scales: Tensor) -> Tensor:
+    def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """The largest |dequantized in fp32 - weight| that this format allows, elementwise [N, K]."""
         ...
 
-    def doubts(self, codes: Tensor, scales: Tensor) -> list[str]:
+    def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What is wrong with stored numbers at first sight, without their source; for any slice of whole row steps."""
         ...
 
