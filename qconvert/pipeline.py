@@ -146,7 +146,7 @@ class _Run:
             self._advance(count)
 
         path = self.destination.folder / job.file
-        convert_shard(self.checkpoint, job, path, self.plan.recipe.get("scales", "bf16"), advance)
+        convert_shard(self.checkpoint, job, path, self.plan.recipe, advance)
         return _file_record(path) | {"bytes_read": read}
 
     def _copy(self, name: str) -> Record:

@@ -1,32 +1,46 @@
-"""Converting one shard: every tensor flows through the scheme into its place, a few megabytes at a time."""
+"""Converting one shard: every tensor flows through the scheme into its place, a few megabytes at a time. Where a format
+packs, the integers of one weight are in memory as a whole: a quarter of its size in FP32."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qconvert.checkpoint import Checkpoint, ShardWriter
 from qconvert.errors import UserError
+from qconvert.formats import Format, StoredWeight, UnreadableNumbers, format_of, get_format
+from qconvert.formats.weights import join_rows, load_rows, load_stored, slice_rows
 from qconvert.plan import PLAIN, ShardJob, TensorJob
-from qconvert.schemes import Scheme, UnusableWeight, get_scheme
+from qconvert.schemes import QuantizedWeight, Scheme, UnusableWeight, get_scheme
 
 PIECE_BYTES = 4 * 2**20  # of source data in memory at a time, or the scheme's row step if that is more
 
 
 def convert_shard(
-    checkpoint: Checkpoint, job: ShardJob, path: Path, scales: str, advance: Callable[[int], None]
+    checkpoint: Checkpoint, job: ShardJob, path: Path, recipe: Mapping[str, Any], advance: Callable[[int], None]
 ) -> None:
     """Write one output file. `advance` is told the number of source bytes after each tensor, and may raise to stop."""
+    reading = format_of(checkpoint.config)
     with ShardWriter(path, job.specs) as writer:
         for tensor in job.tensors:
             if tensor.scheme is None:
                 _keep(checkpoint, tensor, writer)
             elif tensor.action == "quantize":
-                _quantize(checkpoint, tensor, writer, get_scheme(tensor.scheme, scales=scales))
+                options = {key: recipe[key] for key in ("scales", "method", "asymmetric") if key in recipe}
+                scheme = get_scheme(tensor.scheme, **options)
+                _quantize(checkpoint, tensor, writer, scheme, get_format(recipe["format"]).configured(scheme))
             else:
-                _dequantize(checkpoint, tensor, writer, get_scheme(tensor.scheme, scales=scales))
+                assert reading is not None
+                stored = reading.find(tensor.name, checkpoint.tensors)
+                assert stored is not None
+                if tensor.action == "dequantize":
+                    _dequantize(checkpoint, tensor, writer, reading, stored)
+                else:
+                    layout = get_format(recipe["format"]).configured(stored.scheme)
+                    _repack(checkpoint, tensor, writer, reading, layout, stored)
             advance(sum(checkpoint.tensors[name].nbytes for name in tensor.inputs.values()))
 
 
@@ -47,27 +61,63 @@ def _all_finite(piece: Tensor) -> bool:
     return math.isfinite(float(piece.amax())) and math.isfinite(float(piece.amin()))
 
 
-def _quantize(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme) -> None:
+def _quantize(
+    checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format
+) -> None:
     rows, columns = checkpoint.tensors[tensor.name].shape
     step = _row_step(scheme, columns)
+    stripes = []
     for start in range(0, rows, step):
         weight = checkpoint.read_rows(tensor.name, start, start + step)  # [step, K]
         try:
             numbers = scheme.quantize(weight)
         except UnusableWeight as error:
             raise _unusable(tensor.name, [start + error.row, error.column], error.value) from error
-        writer.append(tensor.outputs["codes"].name, numbers.codes)
-        writer.append(tensor.outputs["scales"].name, numbers.scales)
+        if layout.is_striped(scheme):
+            _write(writer, tensor, layout.pack(numbers))
+        else:
+            stripes.append(numbers)
+    if stripes:
+        _pack(writer, tensor, layout, join_rows(stripes))
 
 
-def _dequantize(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme) -> None:
+def _dequantize(
+    checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, reading: Format, stored: StoredWeight
+) -> None:
     rows, columns = tensor.outputs[PLAIN].shape
-    step = _row_step(scheme, columns)
+    step = _row_step(stored.scheme, columns)
+    whole = None
+    if not reading.is_striped(stored.scheme):
+        whole = load_stored(checkpoint, reading, tensor.name, stored)
     for start in range(0, rows, step):
-        codes = checkpoint.read_rows(tensor.inputs["codes"], start, start + step)  # [step, K]
-        first = start // scheme.row_step  # a row of scales belongs to each step of rows
-        scales = checkpoint.read_rows(tensor.inputs["scales"], first, first + step // scheme.row_step)
-        writer.append(tensor.name, scheme.dequantize(codes, scales))
+        stop = min(start + step, rows)
+        numbers = load_rows(checkpoint, stored, start, stop) if whole is None else slice_rows(whole, start, stop)
+        writer.append(tensor.name, numbers.dequantize())
+
+
+def _repack(
+    checkpoint: Checkpoint,
+    tensor: TensorJob,
+    writer: ShardWriter,
+    reading: Format,
+    layout: Format,
+    stored: StoredWeight,
+) -> None:
+    """The same numbers in another format."""
+    _pack(writer, tensor, layout, load_stored(checkpoint, reading, tensor.name, stored))
+
+
+def _pack(writer: ShardWriter, tensor: TensorJob, layout: Format, numbers: QuantizedWeight) -> None:
+    try:
+        parts = layout.pack(numbers)
+    except UnreadableNumbers as error:
+        raise UserError(f"{tensor.name} cannot be stored as {layout.name}: {error}", fix="give another --format") from error
+    _write(writer, tensor, parts)
+
+
+def _write(writer: ShardWriter, tensor: TensorJob, parts: Mapping[str, Tensor]) -> None:
+    for part, data in parts.items():
+        writer.append(tensor.outputs[part].name, data)
 
 
 def _row_step(scheme: Scheme, columns: int) -> int:

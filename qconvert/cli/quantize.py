@@ -27,6 +27,9 @@ def names_in(package: str, *apart: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
 
 
+FORMATS = names_in("qconvert.formats", "exclusions", "format", "int4", "weights", "words")
+
+
 def conversion_options(command: Command) -> Command:
     """The options that both conversions share."""
     options = (
@@ -61,7 +64,7 @@ def conversion_options(command: Command) -> Command:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(names_in("qconvert.formats", "format", "weights")),
+    type=click.Choice(FORMATS),
     default="fp8",
     show_default=True,
     help="File format, as the engines expect it.",

@@ -12,16 +12,19 @@ granted that much more, ours are not. A source that is quantized itself (of a fo
 the weights that it stands for.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from qconvert.checkpoint import Checkpoint
-from qconvert.formats import Weights
-from qconvert.schemes import Scheme
+from qconvert.errors import UserError
+from qconvert.formats import Format, StoredWeight, Weights
+from qconvert.formats.weights import load_rows, load_stored, slice_rows
+from qconvert.schemes import QuantizedWeight
 from qconvert.verification.report import Check, Findings
 from qconvert.verification.stored import PLAIN_TYPES, Stored
 
@@ -37,18 +40,22 @@ class Source:
 
     weights: Weights
     foreign: bool
+    last: dict[str, "Reader"] = field(default_factory=dict)  # the reader of the weight that was asked for last
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows of a weight as they are; of a quantized one in the type that is asked for."""
-        if name not in self.weights.quantized:
+        if name not in self.weights.stored:
             return self.weights.checkpoint.read_rows(name, start, stop)
-        scheme = self.weights.quantized[name]
-        codes, scales = read_quantized(self.weights.checkpoint, scheme, dict(self.weights.parts(name)), start, stop)
-        return scheme.dequantize(codes, scales, dtype=dtype)
+        assert self.weights.format is not None
+        if name not in self.last:
+            self.last.clear()
+            stored = self.weights.stored[name]
+            self.last[name] = Reader(self.weights.checkpoint, self.weights.format, name, stored)
+        return self.last[name].rows(start, stop).dequantize(dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight; codes have the shape of the weight in every format so far."""
-        return self.weights.checkpoint.tensors[name].shape
+        """Shape of a weight."""
+        return self.weights.shape(name)
 
 
 def check_numbers(stored: Stored, source: Source | None, progress: Progress) -> list[Check]:
@@ -56,20 +63,22 @@ def check_numbers(stored: Stored, source: Source | None, progress: Progress) -> 
     values = Findings("values", "all kept values are finite, all scales positive, all codes plausible")
     same = Findings("kept", f"{len(stored.kept):,} tensors equal the source byte for byte")
     close = Findings(
-        "bounds", f"{len(stored.quantized):,} quantized weights are within their scheme's bound of the source"
+        "bounds", f"{len(stored.weights):,} quantized weights are within their scheme's bound of the source"
     )
     kept = frozenset(stored.kept)
+    first_parts = {next(iter(weight.parts.values())): name for name, weight in stored.weights.items()}
     total = sum(info.nbytes for info in stored.checkpoint.tensors.values())
     done = 0
-    for name, info in stored.checkpoint.tensors.items():
-        progress(done, total, name)
+    for tensor, info in stored.checkpoint.tensors.items():
+        progress(done, total, tensor)
         done += info.nbytes
+        name = first_parts.get(tensor, tensor)
         original = source if source is not None and name in source.weights else None
         if original is not None and original.shape(name) != stored.inventory.get(name):
             (same if name in kept else close).add(name, f"the source has it in shape {list(original.shape(name))}")
         elif name in kept and info.shape == stored.inventory[name] and info.dtype in PLAIN_TYPES:
             _check_kept(stored, name, original, values, same)
-        elif name in stored.quantized and _has_layout(stored, name):
+        elif tensor in first_parts and _has_layout(stored, name):
             _check_quantized(stored, name, original, values, close)
     progress(total, total, "")
     return [values.check()] if source is None else [values.check(), same.check(), close.check()]
@@ -95,42 +104,51 @@ def _check_kept(stored: Stored, name: str, source: Source | None, values: Findin
 
 
 def _check_quantized(stored: Stored, name: str, source: Source | None, values: Findings, close: Findings) -> None:
-    scheme = stored.quantized[name]
+    assert stored.format is not None
+    weight = stored.weights[name]
+    scheme = weight.scheme
     doubted = exceeded = False
+    try:
+        reader = Reader(stored.checkpoint, stored.format, name, weight)
+    except UserError as error:
+        values.add(name, str(error).replace("\n", ";"))
+        return
     for start, stop in _slices(stored.inventory[name], scheme.row_step):
-        codes, scales = read_quantized(stored.checkpoint, scheme, stored.parts(name), start, stop)
-        doubts = scheme.doubts(codes, scales)
+        numbers = reader.rows(start, stop)
+        codes, scales, zeros = numbers.codes, numbers.scales, numbers.zeros
+        doubts = scheme.doubts(codes, scales, zeros)
         if doubts and not doubted:
             doubted = True
             values.add(name, f"{'; '.join(doubts)}{f', counted from row {start}' if start else ''}")
         if source is None or exceeded:
             continue
-        weight = source.rows(name, start, stop, torch.float32).float()
-        slack = FOREIGN_SLACK * weight.abs() if source.foreign else 0.0
-        error = (scheme.dequantize(codes, scales, dtype=torch.float32) - weight).abs()
-        outside = ~(error <= scheme.bound(weight, scales) + slack)  # so that NaN counts as outside
+        original = source.rows(name, start, stop, torch.float32).float()
+        slack = FOREIGN_SLACK * original.abs() if source.foreign else 0.0
+        error = (numbers.dequantize(torch.float32) - original).abs()
+        outside = ~(error <= scheme.bound(original, scales, zeros) + slack)  # so that NaN counts as outside
         if bool(outside.any()):
             exceeded = True
             close.add(name, f"{_place(outside, start)} is further from the source than rounding explains")
 
 
-def read_quantized(
-    checkpoint: Checkpoint, scheme: Scheme, parts: dict[str, str], start: int, stop: int
-) -> tuple[Tensor, Tensor]:
-    """Codes and scales of rows start..stop, which begin at a multiple of the scheme's row step."""
-    step = scheme.row_step
-    scales = checkpoint.read_rows(parts["scales"], start // step, -(-stop // step))
-    return checkpoint.read_rows(parts["codes"], start, stop), scales
+class Reader:
+    """Rows of a quantized weight: read as they are asked for, or, where a format packs, unpacked once."""
+
+    def __init__(self, checkpoint: Checkpoint, file_format: Format, name: str, stored: StoredWeight) -> None:
+        self.rows: Callable[[int, int], QuantizedWeight]
+        if file_format.is_striped(stored.scheme):
+            self.rows = functools.partial(load_rows, checkpoint, stored)
+        else:
+            self.rows = functools.partial(slice_rows, load_stored(checkpoint, file_format, name, stored))
 
 
 def _has_layout(stored: Stored, name: str) -> bool:
     """Whether all parts have the shapes that the scheme gives them; `check_shapes` names those that do not."""
-    shape = stored.inventory[name]
-    if len(shape) != 2:
+    weight = stored.weights[name]
+    if len(weight.shape) != 2 or weight.shape != stored.inventory[name]:
         return False
-    layout = stored.quantized[name].layout((shape[0], shape[1]))
-    tensors, parts = stored.checkpoint.tensors, stored.parts(name)
-    return all(tensors[parts[part]].shape == expected for part, (_, expected) in layout.items())
+    tensors = stored.checkpoint.tensors
+    return all(tensors[weight.parts[part]].shape == expected for part, (_, expected) in weight.layout.items())
 
 
 def _slices(shape: tuple[int, ...], step: int) -> Iterator[tuple[int, int]]:
