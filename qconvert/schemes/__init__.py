@@ -17,9 +17,7 @@ def scheme_names() -> list[str]:
 
 
 @functools.cache
-def get_scheme(
-    name: str, *, scales: str = "bf16", method: str | None = None, asymmetric: bool = False
-) -> Scheme:
+def get_scheme(name: str, *, scales: str = "bf16", method: str | None = None, asymmetric: bool = False) -> Scheme:
     """The scheme of that name.
 
     `scales` says in which type and with which rounding its scales are stored, `method` how they are chosen (None: the

@@ -45,6 +45,7 @@ class Fp8Block128:
     scale_type: str = "bf16"
     name: str = "fp8-block128"
     row_step: int = BLOCK
+    block: tuple[int, int] = (BLOCK, BLOCK)
 
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """One byte per weight, one scale per started block."""

@@ -33,6 +33,11 @@ class Scheme(Protocol):
         """Slices of a weight that start at multiples of this many rows quantize to slices of the whole result."""
         ...
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a weight that share a scale."""
+        ...
+
     def quantize(self, weight: Tensor) -> "QuantizedWeight":
         """Weight [N, K] of any float type to codes and scales. Raises UnusableWeight."""
         ...

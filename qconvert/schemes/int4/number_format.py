@@ -50,6 +50,11 @@ class Int4:
         """Public name."""
         return f"int4-g{self.group}"
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """A scale belongs to a group within one row."""
+        return 1, self.group
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The numbers before a format packs them: one signed byte per weight, one scale per started group."""
         groups = (shape[0], -(-shape[1] // self.group))
@@ -80,7 +85,7 @@ class Int4:
                 raise _unusable(weight[start : start + step], start)
             scale, zero = choose(tiles, low, high)
             scales[start : start + step] = scale.view(-1, groups)
-            if zeros is not None:
+            if zeros is not None and zero is not None:
                 zeros[start : start + step] = zero.view(-1, groups)
             codes[start : start + step] = rules.encode(tiles, scale, zero).view(part.shape)[:, :columns]
             part[:, columns:] = 0  # encoding left zero points there
@@ -104,25 +109,27 @@ class Int4:
         """Half a step inside the range of the codes; outside, the distance to its end, if the search could choose it.
 
         Rounding to the nearest leaves |scale| / 2 inside [-8 - zero, 7 - zero] * scale. A number outside is cut off at
-        the end: the difference is what remains, but no rule cuts a range to less than SHORTEST of itself, so that
-        more than (1 - SHORTEST * 7/8) of the group's span means another scale than the one that was chosen (7/8: a
-        group's span may lie on the side that ends at 7, and scales are fitted to the side that ends at 8). Dividing,
-        adding and multiplying in fp32 adds 3 * 2^-24 of at most 16 steps, less than 1e-5 of half a step.
+        the end and keeps the difference. But no rule lets a scale cover less than SHORTEST of its group's span, so
+        that cutting off more than 1 - SHORTEST * 7/8 of the span means another scale than the one that was chosen.
+        (7/8: a symmetric range ends at 8 on one side and at 7 on the other; the scale may then have been rounded down
+        by 2^-8.) Three fp32 roundings add 3 * 2^-24 of at most 16 steps, less than 1e-5 of half a step.
         """
         columns = weight.shape[1]
         weight = weight.float()
         step, zero = self._across(scales, columns), 0.0 if zeros is None else self._across(zeros, columns)
         place = weight / step + zero
         cut = torch.maximum(place - 7, -8 - place).mul_(step.abs())  # [N, K]; distance to the range, negative inside
-        cut = torch.minimum(cut, (1 - rules.SHORTEST * 7 / 8) * self._across(self._spans(weight), columns))
+        most = 1 - rules.SHORTEST * 7 / 8 * (1 - 2.0**-8)
+        cut = torch.minimum(cut, most * self._across(self._spans(weight), columns))
         return torch.maximum(step.abs() / 2, cut).mul_(1 + 1e-5)
 
     def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What no tool can have written on purpose; empty if all is well.
 
-        A symmetric scale is at most LONGEST * max |W| / 8, so the largest code of a group is at least 7 in magnitude:
-        8 / LONGEST > 6.5 after rounding to 8 bits. Asymmetric codes and the zero point together span at least
-        LEAST_SPAN steps. Exempt are scales near the smallest ones that tools allow.
+        A scale is made to spread the codes of its group over their range, -8..7. Codes that stay within half of it
+        (max |code| below 4, or code - zero over less than 8 steps, 0 included) belong to another scale: our own rules
+        reach 7 at least (8 / LONGEST rounded), and methods that move weights before they round move them by less than
+        that. Exempt are scales near the smallest ones that tools allow.
         """
         size = scales.float()
         if not bool((torch.isfinite(size) & (size != 0)).all()):
@@ -133,10 +140,10 @@ class Int4:
         empty = (low == 0) & (high == 0)
         made = size.abs() > FLOOR_SCALE
         of_zeros = torch.stack([(size - value).abs() <= 2.0**-8 * value for value in ZERO_GROUP_SCALES]).any(0)
-        narrow = high - low < rules.LEAST_SPAN if zeros is not None else torch.maximum(-low, high) < 7
+        narrow = high - low < 8 if zeros is not None else torch.maximum(-low, high) < 4
         wrong = {
             "is all zeros under the scale of a group that is not": empty & made & ~of_zeros,
-            "uses less of the codes than its scale was made for": ~empty & made & narrow,
+            "uses less than half of its range of codes": ~empty & made & narrow,
         }
         return [
             f"group {tuple(where[0].tolist())} {text} ({len(where)} such groups)"
