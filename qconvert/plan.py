@@ -23,11 +23,11 @@ MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 class TensorJob:
     """One tensor of the source by its logical name, and the tensors that it becomes.
 
-    `inputs` and `outputs` go by part: "plain" for an unquantized tensor, otherwise "codes", "scales", "zeros".
+    `inputs` and `outputs` go by part: "plain" for an unquantized tensor, otherwise the parts of the file's format.
     """
 
     name: str
-    action: str  # "keep", "quantize" or "dequantize"
+    action: str  # "keep", "quantize", "dequantize" or "repack"
     scheme: str | None
     inputs: Mapping[str, str]
     outputs: Mapping[str, TensorSpec]
@@ -60,7 +60,7 @@ class ShardJob:
 class Plan:
     """A whole conversion."""
 
-    operation: str  # "quantize" or "dequantize"
+    operation: str  # "quantize", "dequantize" or "convert"
     source: str
     destination: str
     recipe: Mapping[str, Any]  # name, scheme, scales, format, rules
@@ -88,6 +88,7 @@ class Plan:
             "kept": actions.count("keep"),
             "quantized": actions.count("quantize"),
             "dequantized": actions.count("dequantize"),
+            "repacked": actions.count("repack"),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "shards": len(self.jobs),

@@ -122,7 +122,7 @@ class CompressedTensors(Int4Format):
         """Any shape that the scheme can hold."""
         own = scheme.layout(shape)
         if self.is_striped(scheme):
-            return own
+            return own | {"scales": (scale_type or own["scales"][0], own["scales"][1])}
         check_whole_groups(scheme, shape)
         layout: Layout = {
             "packed": ("I32", (shape[0], shape[1] // PER_WORD)),

@@ -81,8 +81,9 @@ class Fp8:
         return True
 
     def layout(self, scheme: Scheme, shape: tuple[int, int], scale_type: str | None = None) -> Layout:
-        """The scheme's own, with F16 scales of other tools as F32."""
-        return scheme.layout(shape)
+        """The scheme's own; other tools also write F16 scales."""
+        own = scheme.layout(shape)
+        return own | {"scales": (scale_type or own["scales"][0], own["scales"][1])}
 
     def pack(self, numbers: QuantizedWeight) -> dict[str, Tensor]:
         """Nothing to do."""
