@@ -7,9 +7,10 @@ With a source: kept tensors are equal byte for byte, and for quantized ones
     |code * scale - weight| <= bound(weight, scale)        elementwise, in fp32
 
 where the bound belongs to the scheme. Folders of other tools may have chosen their codes before the scale was rounded
-to 16 bits, which moves the result by 2^-8 of it at most; it is itself at most 1 + 2^-4 times the weight. They are
-granted that much more, ours are not. A source that is quantized itself (of a folder that `dequantize` made) counts by
-the weights that it stands for.
+to 16 bits, which moves the result by 2^-8 of it at most; it is itself at most 1 + 2^-4 times the weight. With zero
+points, weight / scale + zero, at most 8 and more where it is cut off, may also have been rounded to 16 bits, which
+moves it by 2^-6 of a step (2^-5 of half a step) at most. They are granted that much more, ours are not. A source that
+is quantized itself (of a folder that `dequantize` made) counts by the weights that it stands for.
 """
 
 import functools
@@ -30,6 +31,7 @@ from qconvert.verification.stored import PLAIN_TYPES, Stored
 
 SLICE_ELEMENTS = 1 << 18  # small enough for the caches of a core
 FOREIGN_SLACK = 2.0**-8 * (1 + 2.0**-4)
+FOREIGN_ZERO_SLACK = 2.0**-5
 
 Progress = Callable[[int, int, str], None]
 
@@ -123,12 +125,21 @@ def _check_quantized(stored: Stored, name: str, source: Source | None, values: F
         if source is None or exceeded:
             continue
         original = source.rows(name, start, stop, torch.float32).float()
-        slack = FOREIGN_SLACK * original.abs() if source.foreign else 0.0
         error = (numbers.dequantize(torch.float32) - original).abs()
-        outside = ~(error <= scheme.bound(original, scales, zeros) + slack)  # so that NaN counts as outside
+        outside = ~(error <= error_limit(numbers, original, source.foreign))  # so that NaN counts as outside
         if bool(outside.any()):
             exceeded = True
             close.add(name, f"{_place(outside, start)} is further from the source than rounding explains")
+
+
+def error_limit(numbers: QuantizedWeight, original: Tensor, foreign: bool) -> Tensor:
+    """How far numbers may be from the weight [N, K] that they were made of, elementwise."""
+    limit = numbers.scheme.bound(original, numbers.scales, numbers.zeros)
+    if not foreign:
+        return limit
+    if numbers.zeros is not None:
+        limit *= 1 + FOREIGN_ZERO_SLACK
+    return limit + FOREIGN_SLACK * original.abs()
 
 
 class Reader:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight, UnusableWeight, get_scheme, scheme_names
 from qconvert.schemes.int4 import Int4, number_format, rules
+from qconvert.verification.numbers import error_limit
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_reference.linear import Numerics, make_linear
 
@@ -178,6 +179,9 @@ def test_rtn_has_the_integers_of_compressed_tensors(group: int, asymmetric: bool
     assert not bool((differ & ~ties).any())
     assert int((want.short() - got.codes.short()).abs().max()) <= 1
     assert float(differ.float().mean()) < 0.015
+    foreign = QuantizedWeight(got.scheme, want, got.scales, got.zeros)
+    error = (foreign.dequantize(torch.float32) - weight.float()).abs()
+    assert bool((error <= error_limit(foreign, weight.float(), foreign=True)).all())
     exact = witness_quantize(weight.float(), scales.float(), zeros, args, dtype=torch.int8)
     assert torch.equal(exact, got.codes)
 
