@@ -11,12 +11,19 @@ from qconvert.destination import check_destination
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Format, Weights, format_of, get_format
-from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
+from qconvert.plan import (
+    MAX_SHARD_SIZE,
+    PLAIN,
+    Plan,
+    TensorJob,
+    assign_shards,
+    copied_files,
+    left_out_notes,
+    source_state,
+)
 from qconvert.quantize_plan import config_block, config_text, output_specs
 from qconvert.recipe import KEEP
 from qconvert.schemes import Scheme
-
-STALE = ("quantize_config.json", "quantization_config.json")  # copies of the config's block beside it
 
 
 def plan_convert(
@@ -41,7 +48,7 @@ def plan_convert(
     layout = get_format(file_format).configured(scheme)
     shapes = {name: weights.shape(name) for name in weights.names}
     block = config_block(family, layout, scheme, shapes, list(weights.stored))
-    stale = [name for name in checkpoint.other_files() if name in STALE]
+    copies, notes = copied_files(checkpoint)
     return Plan(
         operation="convert",
         source=str(source),
@@ -49,11 +56,11 @@ def plan_convert(
         recipe={"name": "convert", "scheme": scheme.name, "from": reading.name, "format": file_format},
         jobs=assign_shards([_job(weights, name, layout) for name in weights.names], max_shard_size),
         config_text=config_text(checkpoint, block),
-        copies=tuple(name for name in checkpoint.other_files() if name not in stale),
+        copies=tuple(copies),
         source_files=source_state(checkpoint),
         bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
         warnings=tuple(family.warnings(checkpoint.config)),
-        notes=(*left_out_notes(checkpoint), *(f"{name} speaks of the old format and was left out" for name in stale)),
+        notes=(*left_out_notes(checkpoint), *notes),
     )
 
 

@@ -16,6 +16,7 @@ from qconvert import __version__
 from qconvert.checkpoint import Checkpoint, TensorSpec, shard_names
 
 PLAIN = "plain"  # the part of an unquantized tensor
+OLD_FORMAT_FILES = ("quantize_config.json", "quant_config.json")  # copies of `quantization_config` beside config.json
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 
 
@@ -123,6 +124,13 @@ def source_state(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file that a conversion reads."""
     states = {name: checkpoint.file(name).stat() for name in (*checkpoint.support_files(), *checkpoint.shards)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def copied_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Files that go over as they are when the format changes, and notes on those that would speak of the old one."""
+    names = checkpoint.other_files()
+    notes = [f"{name} speaks of the old format and was left out" for name in names if name in OLD_FORMAT_FILES]
+    return [name for name in names if name not in OLD_FORMAT_FILES], notes
 
 
 def left_out_notes(checkpoint: Checkpoint) -> list[str]:

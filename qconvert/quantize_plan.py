@@ -52,7 +52,7 @@ def plan_quantize(
     shapes = {info.name: info.shape for info in checkpoint.tensors.values()}
     quantized = [tensor.name for tensor in tensors if tensor.action != KEEP]
     block = config_block(family, layout, numbers, shapes, quantized)
-    settings = {"scheme": scheme, "scales": scales, "format": layout.name}
+    settings: dict[str, Any] = {"scheme": scheme, "scales": scales, "format": layout.name}
     if method or scheme != "fp8-block128":
         settings |= {"method": method or DEFAULT_METHOD, "asymmetric": asymmetric}
     warnings = [f"{engine}: {text}" for engine, text in family.precision_warnings(checkpoint.config, shapes, quantized)]

@@ -61,9 +61,7 @@ def _all_finite(piece: Tensor) -> bool:
     return math.isfinite(float(piece.amax())) and math.isfinite(float(piece.amin()))
 
 
-def _quantize(
-    checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format
-) -> None:
+def _quantize(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format) -> None:
     rows, columns = checkpoint.tensors[tensor.name].shape
     step = _row_step(scheme, columns)
     stripes = []
@@ -111,7 +109,9 @@ def _pack(writer: ShardWriter, tensor: TensorJob, layout: Format, numbers: Quant
     try:
         parts = layout.pack(numbers)
     except UnreadableNumbers as error:
-        raise UserError(f"{tensor.name} cannot be stored as {layout.name}: {error}", fix="give another --format") from error
+        raise UserError(
+            f"{tensor.name} cannot be stored as {layout.name}: {error}", fix="give another --format"
+        ) from error
     _write(writer, tensor, parts)
 
 

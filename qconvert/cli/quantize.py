@@ -1,4 +1,5 @@
-"""`qconvert quantize SRC DST`, `qconvert dequantize SRC DST`, `qconvert convert SRC DST --format F`: make the plan, show it or run it.
+"""`qconvert quantize SRC DST`, `qconvert dequantize SRC DST`, `qconvert convert SRC DST --format F`: make the plan,
+show it or run it.
 
 What they offer to choose from is read off the file names of the schemes and formats, so that --help needs no torch.
 """
@@ -184,5 +185,7 @@ def summary_of(counts: Any) -> str:
     """Tensors by what becomes of them, and bytes before and after."""
     from qconvert.sizes import format_bytes
 
-    actions = ", ".join(f"{counts[key]:,} {key}" for key in ("quantized", "dequantized", "repacked", "kept") if counts[key])
+    actions = ", ".join(
+        f"{counts[key]:,} {key}" for key in ("quantized", "dequantized", "repacked", "kept") if counts[key]
+    )
     return f"{actions}; {format_bytes(counts['bytes_in'])} -> {format_bytes(counts['bytes_out'])}"

@@ -1,4 +1,4 @@
-"""`quant_method: auto-round`, packing "auto_round:auto_gptq": AutoRound's own config around the tensors of GPTQ version 1.
+"""`quant_method: auto-round`, packing "auto_round:auto_gptq": AutoRound's own config around the tensors of GPTQ v1.
 
 `extra_config` maps a module path, or a regular expression that engines search for in it, to other settings; 16 bits
 mean not quantized. `block_name_to_quantize` names the lists of layers that are quantized at all. Left out: AutoRound's

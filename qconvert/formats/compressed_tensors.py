@@ -24,7 +24,7 @@ from torch import Tensor
 from qconvert.errors import UserError
 from qconvert.formats.exclusions import covered, regex_test, shortest_runs
 from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers
-from qconvert.formats.int4 import BITS, WEIGHT, Int4Format, check_whole_groups, group_size_in, is_symmetric
+from qconvert.formats.int4 import BITS, Int4Format, check_whole_groups, group_size_in, is_symmetric
 from qconvert.formats.words import PER_WORD, pack_words, signed, unpack_words, unsigned
 from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
 

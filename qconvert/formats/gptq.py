@@ -5,8 +5,9 @@
     <module>.scales   BF16 [G, N]    (also F16, F32)       W[n, k] = (u[n, k] - zero[g, n]) * scale[g, n]
     <module>.g_idx    I32 [K]        group of each input, k // group; some writers leave it out
 
-`checkpoint_format: gptq_v2` stores zero points as they are (0x88888888) and is only read. In version 1 a zero point of 0
-would be stored as -1, which readers take for 15 or for -1: refused both ways. Refused, too: `g_idx` in another order.
+`checkpoint_format: gptq_v2` stores zero points as they are (0x88888888) and is only read. In version 1 a zero point
+of 0 would be stored as -1, which readers take for 15 or for -1: refused both ways. Refused, too: `g_idx` in another
+order.
 `dynamic` says what is not quantized, by patterns with the prefix `-:`, matched from the start of an engine's path.
 """
 
@@ -38,7 +39,6 @@ SKIP = "-:"
 
 def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, *, shift: int = 1) -> dict[str, Tensor]:
     """Codes [N, K], scales and zeros [N, G] to the tensors on disk; `shift` is 1 for version 1, 0 for version 2."""
-    rows, columns = codes.shape
     points = torch.full(scales.shape, 8, dtype=torch.uint8) if zeros is None else unsigned(zeros)  # [N, G]
     if int(points.min()) < shift:
         raise UnreadableNumbers("a zero point of 0 has no place in GPTQ version 1, which stores it minus one")
@@ -46,7 +46,7 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, *
         "qweight": pack_words(unsigned(codes)).T.contiguous(),  # [K/8, N]
         "qzeros": pack_words((points - shift).T.contiguous()),  # [G, N/8]
         "scales": scales.T.contiguous(),  # [G, N]
-        "g_idx": torch.arange(columns, dtype=torch.int32) // group_size,
+        "g_idx": torch.arange(codes.shape[1], dtype=torch.int32) // group_size,
     }
 
 

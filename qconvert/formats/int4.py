@@ -119,7 +119,9 @@ def check_parts(
                 f"{weight} is INT4 but has no {part}", expected=names[part], found=", ".join(sorted(parts.values()))
             )
     if weight in tensors:
-        raise UserError(f"{weight} is there twice, plain and quantized", found=f"{weight}, {next(iter(parts.values()))}")
+        raise UserError(
+            f"{weight} is there twice, plain and quantized", found=f"{weight}, {next(iter(parts.values()))}"
+        )
     if tensors[parts["scales"]].dtype not in SCALE_TYPES:
         raise UserError(
             f"{parts['scales']} has an unknown type",
@@ -155,7 +157,7 @@ def symmetric_zeros(zeros: Tensor, expected_word: str) -> None:
     """Zero points of a symmetric file are all in the middle, or somebody has written them by another rule."""
     wrong = zeros != 0
     if bool(wrong.any()):
-        off = sorted({int(value) for value in zeros[wrong].unique()})
+        off = sorted(set(zeros[wrong].tolist()))
         raise UnreadableNumbers(
             f"zero points are off by {', '.join(map(str, off[:3]))}, though the config says symmetric: "
             f"words of qzeros are {expected_word} there (a mix-up of GPTQ v1 and v2 shifts them by one)"

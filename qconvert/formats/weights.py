@@ -48,7 +48,10 @@ class Weights:
 
     def _sort(self, file_format: Format) -> tuple[str, ...]:
         """Find the quantized weights; names in the order of the original, as far as the places of scales tell it."""
-        tensors, positions = self.checkpoint.tensors, {name: place for place, name in enumerate(self.checkpoint.tensors)}
+        tensors, positions = (
+            self.checkpoint.tensors,
+            {name: place for place, name in enumerate(self.checkpoint.tensors)},
+        )
         places: dict[str, int] = {}
         for logical in dict.fromkeys(file_format.logical_name(name) for name in tensors):
             stored = file_format.find(logical, tensors)
@@ -74,7 +77,9 @@ def check_layout(name: str, stored: StoredWeight, shapes: Mapping[str, tuple[int
     for part, (_, expected) in stored.layout.items():
         if shapes[part] != expected:
             raise UserError(
-                f"{stored.parts[part]} does not fit its weight", expected=str(list(expected)), found=str(list(shapes[part]))
+                f"{stored.parts[part]} does not fit its weight",
+                expected=str(list(expected)),
+                found=str(list(shapes[part])),
             )
 
 

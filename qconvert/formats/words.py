@@ -20,7 +20,7 @@ def pack_words(values: Tensor, order: tuple[int, ...] = NATURAL) -> Tensor:
     if length % PER_WORD:
         values = torch.nn.functional.pad(values, (0, -length % PER_WORD))
     if order != NATURAL:
-        values = values.unflatten(-1, (-1, PER_WORD))[..., list(order)].flatten(-2)
+        values = values.reshape(*values.shape[:-1], -1, PER_WORD)[..., list(order)].flatten(-2)
     pairs = values[..., 0::2] | (values[..., 1::2] << 4)
     # Flat first: a dimension of size 1 may have any stride, which forbids a view of another type.
     return pairs.flatten().clone().view(torch.int32).view(*pairs.shape[:-1], -1)
@@ -32,7 +32,7 @@ def unpack_words(words: Tensor, length: int, order: tuple[int, ...] = NATURAL) -
     values = torch.stack((pairs & 15, pairs >> 4), -1).flatten(-2)
     if order != NATURAL:
         inverse = [order.index(column) for column in range(PER_WORD)]
-        values = values.unflatten(-1, (-1, PER_WORD))[..., inverse].flatten(-2)
+        values = values.reshape(*values.shape[:-1], -1, PER_WORD)[..., inverse].flatten(-2)
     return values[..., :length]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qconvert.checkpoint import INDEX, Checkpoint, hash_file
 from qconvert.manifest import Manifest
+from qconvert.plan import copied_files
 from qconvert.verification.numbers import Progress
 from qconvert.verification.report import Check, Findings
 
@@ -43,7 +44,7 @@ def check_index(checkpoint: Checkpoint) -> Check:
 
 def check_copies(checkpoint: Checkpoint, source: Checkpoint) -> Check:
     """Tokenizer, templates, licence and all other files are those of the source."""
-    names = source.other_files()
+    names, _ = copied_files(source)
     findings = Findings("copies", f"{len(names)} other files equal those of the source")
     for name in names:
         path = checkpoint.root / name

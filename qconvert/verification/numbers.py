@@ -112,8 +112,8 @@ def _check_quantized(stored: Stored, name: str, source: Source | None, values: F
     doubted = exceeded = False
     try:
         reader = Reader(stored.checkpoint, stored.format, name, weight)
-    except UserError as error:
-        values.add(name, str(error).replace("\n", ";"))
+    except UserError as refusal:
+        values.add(name, str(refusal).replace("\n", ";"))
         return
     for start, stop in _slices(stored.inventory[name], scheme.row_step):
         numbers = reader.rows(start, stop)
