@@ -16,20 +16,14 @@ from qconvert.checkpoint import load_safetensors, read_config
 from qconvert.formats import open_weights
 from qconvert.quantization import quantize
 from qconvert.schemes import QuantizedWeight
-from tests.tiny import tiny_config, write_tiny_checkpoint
-
-CONFIG = tiny_config(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"], num_experts=2)
+from tests.int4.folders import CONFIG
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("witnesses") / "source", CONFIG)
-
-
-@pytest.fixture(scope="module")
-def symmetric(source: Path) -> Path:
-    quantize(source, source.parent / "symmetric", scheme="int4-g32")
-    return source.parent / "symmetric"
+def symmetric(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("witnesses") / "symmetric"
+    quantize(source, folder, scheme="int4-g32")
+    return folder
 
 
 def opened(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
