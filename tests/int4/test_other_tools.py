@@ -46,7 +46,12 @@ def awq_gemm(numbers: QuantizedWeight) -> Tensors:
 
 
 SKIPPED = {f"-:.*{part}.*": {} for part in ("layers.1", "attn", "shared", "mlp.gate$", "mtp")}
+NOT_QUANTIZED = {
+    f".*{part}.*": {"bits": 16} for part in ("layers.1", "attn", "shared", r"mlp\.gate$", "mtp", "lm_head")
+}
 FOREIGN = {
+    "auto-round-awq": ({"quant_method": "auto-round", "bits": 4, "group_size": 64, "sym": True, "data_type": "int",
+                        "packing_format": "auto_round:auto_awq", "extra_config": NOT_QUANTIZED}, awq_gemm),
     "gptq-v2": ({"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": False, "desc_act": False,
                  "checkpoint_format": "gptq_v2", "dynamic": SKIPPED}, gptq_v2),
     "gptq-v1": ({"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "dynamic": SKIPPED},
