@@ -35,6 +35,7 @@ from qconvert.formats.words import PER_WORD, pack_words, signed, unpack_words, u
 from qconvert.schemes import QuantizedWeight, Scheme
 
 SKIP = "-:"
+HEAD = "lm_head"  # the config's key has the name of the module
 
 
 def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, *, shift: int = 1) -> dict[str, Tensor]:
@@ -137,9 +138,13 @@ class Gptq(Int4Format):
         }
 
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
-        """The negative patterns of `dynamic`."""
+        """The negative patterns of `dynamic`, and the output layer by a key of its own."""
         patterns = [pattern for pattern in block.get("dynamic") or {} if pattern.startswith(SKIP)]
-        return covered({pattern: regex_test(pattern.removeprefix(SKIP)) for pattern in patterns}, modules)
+        tests = {pattern: regex_test(pattern.removeprefix(SKIP)) for pattern in patterns}
+        found = covered(tests, modules)
+        if not block.get(HEAD) and HEAD in modules:
+            found[f"{HEAD}: false"] = {HEAD}
+        return found
 
 
 FORMAT = Gptq()

@@ -65,6 +65,8 @@ FOREIGN = {
 def test_folders_of_other_tools(case: str, source: Path, tmp_path: Path) -> None:
     block, pack = FOREIGN[case]
     folder = foreign(source, tmp_path / "foreign", block, pack)
+    done = run("verify", folder, "--against", source)
+    assert done.exit_code == 0, done.output
     before = open_weights(folder)
     assert before.quantized and {scheme.name for scheme in before.quantized.values()} == {"int4-g64"}
     done = run("convert", folder, tmp_path / "ours", "--format", "compressed-tensors")
