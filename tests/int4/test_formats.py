@@ -140,3 +140,10 @@ def test_inspect(name: str, folders: dict[str, Path]) -> None:
     )
     warnings = "\n".join(warning["text"] for warning in report["warnings"])
     assert "tensor-parallel sizes that give whole groups of 64: 1, 2 (moe_intermediate_size 128)" in warnings
+
+
+def test_inspect_tells_the_bytes_of_the_80b_model(tmp_path: Path) -> None:
+    """47,893,568,000 bytes of weights and scales by the published arithmetic, and 16 bytes for each weight_shape."""
+    shutil.copyfile(Path(__file__).parents[1] / "fixtures" / "qwen3_next_80b_config.json", tmp_path / "config.json")
+    report = json.loads(run("inspect", tmp_path, "--json").output)
+    assert report["schemes"]["int4-g128"]["bytes"] == 47_893_568_000 + 16 * 3 * 512 * 48
