@@ -7,7 +7,16 @@ from qconvert.destination import check_destination
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Weights, format_of
-from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
+from qconvert.plan import (
+    MAX_SHARD_SIZE,
+    PLAIN,
+    Plan,
+    TensorJob,
+    assign_shards,
+    copied_files,
+    left_out_notes,
+    source_state,
+)
 from qconvert.recipe import KEEP
 
 
@@ -23,6 +32,7 @@ def plan_dequantize(
         raise UserError(f"{source} is not quantized", where="config.json", expected=CONFIG_KEY, found="no such key")
     family = family_of(checkpoint.config)
     weights = Weights(checkpoint, file_format)
+    copies, notes = copied_files(checkpoint)
     return Plan(
         operation="dequantize",
         source=str(source),
@@ -30,11 +40,11 @@ def plan_dequantize(
         recipe={"name": "dequantize", "format": file_format.name},
         jobs=assign_shards([_job(weights, name) for name in weights.names], max_shard_size),
         config_text=remove_key(checkpoint.config_text, CONFIG_KEY),
-        copies=tuple(checkpoint.other_files()),
+        copies=tuple(copies),
         source_files=source_state(checkpoint),
         bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
         warnings=tuple(family.warnings(checkpoint.config)),
-        notes=tuple(left_out_notes(checkpoint)),
+        notes=(*left_out_notes(checkpoint), *notes),
     )
 
 

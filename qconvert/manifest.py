@@ -3,8 +3,8 @@
     schema_version, qconvert, operation, recipe {name, scheme, scales, format, rules},
     source {repository?, revision?, files {name: {bytes, sha256}}},
     output {files {name: {bytes, sha256}}},            every file of the folder but this one
-    counts {tensors_in, tensors_out, kept, quantized, dequantized, bytes_in, bytes_out, shards}, warnings, notes,
-    run {started, wall_seconds, workers, source, python, torch}
+    counts {tensors_in, tensors_out, kept, quantized, dequantized, repacked, bytes_in, bytes_out, shards},
+    warnings, notes, run {started, wall_seconds, workers, source, python, torch}
 
 Everything but `run` is a function of the source and the recipe; what differs from run to run stands there alone.
 """

@@ -142,7 +142,7 @@ class _Run:
             self._advance(record.get("bytes_read", 0))
             return
         path = self.destination.folder / job.file
-        conversion = Conversion(self.checkpoint, job, path, self.plan.recipe.get("scales", "bf16"))
+        conversion = Conversion(self.checkpoint, job, path, self.plan.recipe)
         self.unfinished.add(conversion)
         for tensor in job.tensors:
             yield functools.partial(self._convert, conversion, tensor)

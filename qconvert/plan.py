@@ -16,6 +16,7 @@ from qconvert import __version__
 from qconvert.checkpoint import Checkpoint, TensorSpec, shard_names
 
 PLAIN = "plain"  # the part of an unquantized tensor
+OLD_FORMAT_FILES = ("quantize_config.json", "quant_config.json")  # copies of `quantization_config` beside config.json
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 
 
@@ -23,11 +24,11 @@ MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 class TensorJob:
     """One tensor of the source by its logical name, and the tensors that it becomes.
 
-    `inputs` and `outputs` go by part: "plain" for an unquantized tensor, otherwise "codes", "scales", "zeros".
+    `inputs` and `outputs` go by part: "plain" for an unquantized tensor, otherwise the parts of the file's format.
     """
 
     name: str
-    action: str  # "keep", "quantize" or "dequantize"
+    action: str  # "keep", "quantize", "dequantize" or "repack"
     scheme: str | None
     inputs: Mapping[str, str]
     outputs: Mapping[str, TensorSpec]
@@ -60,7 +61,7 @@ class ShardJob:
 class Plan:
     """A whole conversion."""
 
-    operation: str  # "quantize" or "dequantize"
+    operation: str  # "quantize", "dequantize" or "convert"
     source: str
     destination: str
     recipe: Mapping[str, Any]  # name, scheme, scales, format, rules
@@ -88,6 +89,7 @@ class Plan:
             "kept": actions.count("keep"),
             "quantized": actions.count("quantize"),
             "dequantized": actions.count("dequantize"),
+            "repacked": actions.count("repack"),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "shards": len(self.jobs),
@@ -122,6 +124,13 @@ def source_state(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file that a conversion reads."""
     states = {name: checkpoint.file(name).stat() for name in (*checkpoint.support_files(), *checkpoint.shards)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def copied_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Files that go over as they are when the format changes, and notes on those that would speak of the old one."""
+    names = checkpoint.other_files()
+    notes = [f"{name} speaks of the old format and was left out" for name in names if name in OLD_FORMAT_FILES]
+    return [name for name in names if name not in OLD_FORMAT_FILES], notes
 
 
 def left_out_notes(checkpoint: Checkpoint) -> list[str]:

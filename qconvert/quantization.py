@@ -1,17 +1,19 @@
-"""The two conversions as functions: `quantize` a plain checkpoint, `dequantize` a quantized one back to BF16.
+"""The conversions as functions: `quantize` a plain checkpoint, `dequantize` a quantized one back to BF16, `convert` one
+from a file format into another.
 
-Each makes a plan from metadata (`plan_quantize`, `plan_dequantize`) and runs it (`run_plan`).
+Each makes a plan from metadata (`plan_quantize`, `plan_dequantize`, `plan_convert`) and runs it (`run_plan`).
 """
 
 from pathlib import Path
 
+from qconvert.convert_plan import plan_convert
 from qconvert.dequantize_plan import plan_dequantize
 from qconvert.manifest import Manifest
 from qconvert.pipeline import Progress, run_plan
 from qconvert.plan import MAX_SHARD_SIZE
 from qconvert.quantize_plan import plan_quantize
 
-__all__ = ["dequantize", "plan_dequantize", "plan_quantize", "quantize", "run_plan"]
+__all__ = ["convert", "dequantize", "plan_convert", "plan_dequantize", "plan_quantize", "quantize", "run_plan"]
 
 
 def quantize(
@@ -20,7 +22,10 @@ def quantize(
     *,
     scheme: str = "fp8-block128",
     scales: str = "bf16",
-    file_format: str = "fp8",
+    method: str | None = None,
+    asymmetric: bool = False,
+    file_format: str | None = None,
+    recipe: str = "default",
     max_shard_size: int = MAX_SHARD_SIZE,
     workers: int = 1,
     overwrite: bool = False,
@@ -33,7 +38,10 @@ def quantize(
         dst,
         scheme=scheme,
         scales=scales,
+        method=method,
+        asymmetric=asymmetric,
         file_format=file_format,
+        recipe=recipe,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
@@ -52,4 +60,20 @@ def dequantize(
 ) -> Manifest:
     """Write a BF16 copy of the quantized checkpoint SRC (folder or hub id) into the new folder DST."""
     plan = plan_dequantize(src, dst, max_shard_size=max_shard_size, overwrite=overwrite)
+    return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    file_format: str,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the numbers of the quantized checkpoint SRC (folder or hub id) in another file format into the new DST."""
+    plan = plan_convert(src, dst, file_format=file_format, max_shard_size=max_shard_size, overwrite=overwrite)
     return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)

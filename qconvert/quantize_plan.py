@@ -2,11 +2,11 @@
 
 Refused: sources that are quantized already; tensors that the family's inventory has and the checkpoint lacks (only
 the multi-token-prediction head may be absent, as a whole); wrong shapes; tensors that no rule covers; rules that
-would quantize something that is no matrix of floats, or a part of what engines merge. Tensors beyond the inventory
-that a rule covers are converted and reported.
+would quantize something that is no matrix of floats, that engines cannot load quantized, or a part of what they merge.
+Tensors beyond the inventory that a rule covers are converted and reported.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, insert_key, 
 from qconvert.destination import check_destination
 from qconvert.errors import UserError
 from qconvert.families import Family, family_of
-from qconvert.formats import CONFIG_KEY, get_format
+from qconvert.formats import CONFIG_KEY, Format, get_format
 from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
-from qconvert.recipe import KEEP, Recipe
+from qconvert.recipe import KEEP, Recipe, load_recipe
 from qconvert.schemes import Scheme, get_scheme
 
+DEFAULT_METHOD = "mse"
 QUANTIZABLE = ("BF16", "F16", "F32")
 
 
@@ -29,7 +30,10 @@ def plan_quantize(
     *,
     scheme: str = "fp8-block128",
     scales: str = "bf16",
-    file_format: str = "fp8",
+    method: str | None = None,
+    asymmetric: bool = False,
+    file_format: str | None = None,
+    recipe: str = "default",
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> Plan:
@@ -40,26 +44,29 @@ def plan_quantize(
     _refuse_quantized(checkpoint)
     family = family_of(checkpoint.config)
     notes = _check_inventory(family, checkpoint)
-    recipe = Recipe("default", family.default_rules(scheme))
-    numbers, layout = get_scheme(scheme, scales=scales), get_format(file_format)
-    tensors = [
-        _job(info, recipe.action(info.name), numbers, layout.part_names(info.name))
-        for info in checkpoint.tensors.values()
-    ]
+    rules = choose_recipe(family, recipe, scheme)
+    numbers = get_scheme(scheme, scales=scales, method=method, asymmetric=asymmetric)
+    layout = get_format(file_format or default_format(scheme)).configured(numbers)
+    tensors = [_job(info, rules.action(info.name), numbers, layout, family) for info in checkpoint.tensors.values()]
     _check_fused_groups(family, tensors)
-    block = layout.config_block(numbers, not_converted(family, (t.name for t in tensors if t.action == KEEP)))
-    settings = {"scheme": scheme, "scales": scales, "format": file_format, "rules": [asdict(r) for r in recipe.rules]}
+    shapes = {info.name: info.shape for info in checkpoint.tensors.values()}
+    quantized = [tensor.name for tensor in tensors if tensor.action != KEEP]
+    block = config_block(family, layout, numbers, shapes, quantized)
+    settings: dict[str, Any] = {"scheme": scheme, "scales": scales, "format": layout.name}
+    if method or scheme != "fp8-block128":
+        settings |= {"method": method or DEFAULT_METHOD, "asymmetric": asymmetric}
+    warnings = [f"{engine}: {text}" for engine, text in family.precision_warnings(checkpoint.config, shapes, quantized)]
     return Plan(
         operation="quantize",
         source=str(source),
         destination=str(dst),
-        recipe={"name": recipe.name, **settings},
+        recipe={"name": rules.name, **settings, "rules": [asdict(rule) for rule in rules.rules]},
         jobs=assign_shards(tensors, max_shard_size),
-        config_text=_config_text(checkpoint, block),
+        config_text=config_text(checkpoint, block),
         copies=tuple(checkpoint.other_files()),
         source_files=source_state(checkpoint),
         bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
-        warnings=tuple(family.warnings(checkpoint.config)),
+        warnings=(*family.warnings(checkpoint.config), *warnings),
         notes=(*notes, *left_out_notes(checkpoint)),
     )
 
@@ -70,7 +77,45 @@ def not_converted(family: Family, kept: Iterable[str]) -> list[str]:
     return sorted(modules, key=lambda path: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in path.split(".")])
 
 
-def _job(info: TensorInfo, action: str, scheme: Scheme, part_names: Mapping[str, str]) -> TensorJob:
+def choose_recipe(family: Family, name: str, scheme: str) -> Recipe:
+    """A recipe by its name, or from a file."""
+    known = {"default": family.default_rules, "all-linears": family.linear_rules}
+    if name in known:
+        return Recipe(name, known[name](scheme))
+    if not name.endswith(".toml"):
+        raise UserError(f"unknown recipe {name!r}", expected=f"{', '.join(known)}, or a file ending in .toml")
+    return load_recipe(name, scheme)
+
+
+def default_format(scheme: str) -> str:
+    """The format that most engines load a scheme from."""
+    return "fp8" if scheme.startswith("fp8") else "compressed-tensors"
+
+
+def config_block(
+    family: Family,
+    layout: Format,
+    scheme: Scheme,
+    shapes: Mapping[str, tuple[int, ...]],
+    quantized: Collection[str],
+) -> dict[str, Any]:
+    """The `quantization_config`. Formats with patterns must know the paths that engines give to merged modules, too."""
+    done = frozenset(quantized)
+    kept = [name for name in shapes if name not in done]
+    if layout.lists_paths:
+        return layout.config_block(scheme, not_converted(family, kept))
+    matrices = not_converted(family, (name for name in kept if len(shapes[name]) == 2))
+    merged = (family.fused_group(f"{module}.weight") for module in matrices)
+    also = (family.fused_group(name) for name in quantized)
+    converted = [name.removesuffix(".weight") for name in quantized]
+    return layout.config_block(
+        scheme,
+        list(dict.fromkeys([*matrices, *(name for name in merged if name)])),
+        list(dict.fromkeys([*converted, *(name for name in also if name)])),
+    )
+
+
+def _job(info: TensorInfo, action: str, scheme: Scheme, layout: Format, family: Family) -> TensorJob:
     if action == KEEP:
         return TensorJob(
             info.name, KEEP, None, {PLAIN: info.name}, {PLAIN: TensorSpec(info.name, info.dtype, info.shape)}
@@ -82,12 +127,26 @@ def _job(info: TensorInfo, action: str, scheme: Scheme, part_names: Mapping[str,
             found=f"{info.dtype} {list(info.shape)}",
             fix="keep it by a rule of the recipe",
         )
-    layout = scheme.layout((info.shape[0], info.shape[1]))
-    outputs = {part: TensorSpec(part_names[part], dtype, shape) for part, (dtype, shape) in layout.items()}
+    reason = family.unloadable(info.name)
+    if reason is not None:
+        raise UserError(f"{info.name} cannot be quantized", found=reason, fix="keep it by a rule of the recipe")
+    outputs = output_specs(layout, scheme, info.name, (info.shape[0], info.shape[1]))
     return TensorJob(info.name, "quantize", action, {PLAIN: info.name}, outputs)
 
 
-def _config_text(checkpoint: Checkpoint, block: dict[str, Any]) -> str:
+def output_specs(
+    layout: Format, scheme: Scheme, name: str, shape: tuple[int, int], scale_type: str | None = None
+) -> dict[str, TensorSpec]:
+    """The tensors on disk that a weight becomes."""
+    names = layout.part_names(name)
+    try:
+        parts = layout.layout(scheme, shape, scale_type)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return {part: TensorSpec(names[part], dtype, dims) for part, (dtype, dims) in parts.items()}
+
+
+def config_text(checkpoint: Checkpoint, block: dict[str, Any]) -> str:
     """config.json with the block; an explicit null in its place makes room for it."""
     text = checkpoint.config_text
     return insert_key(remove_key(text, CONFIG_KEY) if CONFIG_KEY in checkpoint.config else text, CONFIG_KEY, block)

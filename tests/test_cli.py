@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[1]
 # A flag is a promise: removing or renaming one breaks somebody's script. Add here what is added there.
 FLAGS = {
     "quantize": {
-        "--scheme", "--format", "--scales", "--workers", "--dry-run", "--resume", "--no-resume", "--overwrite",
-        "--json",
+        "--scheme", "--format", "--scales", "--recipe", "--method", "--asymmetric", "--workers", "--dry-run",
+        "--resume", "--no-resume", "--overwrite", "--json",
     },
+    "convert": {"--format", "--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "dequantize": {"--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "inspect": {"--json"},
     "verify": {"--against", "--workers", "--json"},

@@ -125,6 +125,13 @@ def versions() -> dict[str, str]:
     return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device()}
 
 
+def _asks_for_fp8(block: Mapping[str, Any]) -> bool:
+    """Official FP8 folders by one key, compressed-tensors ones by what each group of weights says of its inputs."""
+    groups = [group.get("input_activations") or {} for group in (block.get("config_groups") or {}).values()]
+    by_groups = any(inputs.get("type") == "float" and inputs.get("group_size") == 128 for inputs in groups)
+    return block.get("activation_scheme") == "dynamic" or by_groups
+
+
 def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
 
@@ -132,8 +139,7 @@ def _device() -> str:
 def choose_numerics(weights: Weights, *, activations: str | None = None) -> Numerics:
     """BF16 arithmetic; eight-bit activations where the checkpoint asks engines for them, or where the caller does."""
     block = weights.config.get("quantization_config")
-    dynamic = isinstance(block, dict) and block.get("activation_scheme") == "dynamic"
-    chosen = activations or ("fp8-group128" if dynamic else "none")
+    chosen = activations or ("fp8-group128" if isinstance(block, dict) and _asks_for_fp8(block) else "none")
     if chosen not in ("none", "fp8-group128"):
         raise UserError("unknown activation quantization", expected="none or fp8-group128", found=chosen)
     return Numerics(activations="fp8-group128" if chosen == "fp8-group128" else "none")

@@ -22,7 +22,7 @@ def measure(lane: str, base: Weights, candidate: Weights, tick: Callable[[], Non
     kind = family_of(base.config).kind
     for name in candidate.names:
         if name in base:
-            before, (after, quantized) = plain(base, name)[0], plain(candidate, name)
+            before, after = plain(base, name), plain(candidate, name)
             if before.shape != after.shape:
                 raise UserError(
                     f"tensor {name} of lane {lane} has another shape than the base's",
@@ -30,14 +30,14 @@ def measure(lane: str, base: Weights, candidate: Weights, tick: Callable[[], Non
                     expected=str(list(before.shape)),
                     found=str(list(after.shape)),
                 )
-            weights_metric.update(state, name, kind(name), before, after, quantized)
+            scheme = candidate.quantized.get(name)
+            tile = weights_metric.PLAIN_TILE if scheme is None else scheme.block
+            weights_metric.update(state, name, kind(name), before, after, scheme is not None, tile)
         tick()
     return state
 
 
-def plain(weights: Weights, name: str) -> tuple[Tensor, bool]:
-    """A tensor in plain form, dequantized in fp32, and whether it is stored quantized."""
+def plain(weights: Weights, name: str) -> Tensor:
+    """A tensor in plain form, dequantized in fp32."""
     loaded = weights.load(name)
-    if isinstance(loaded, Tensor):
-        return loaded, False
-    return loaded.dequantize(torch.float32), True
+    return loaded if isinstance(loaded, Tensor) else loaded.dequantize(torch.float32)

@@ -21,6 +21,7 @@ from qconvert.errors import UserError
 CORE = {
     "quantize": "qconvert.cli.quantize:quantize",
     "dequantize": "qconvert.cli.quantize:dequantize",
+    "convert": "qconvert.cli.quantize:convert",
     "inspect": "qconvert.cli.inspect:inspect",
     "verify": "qconvert.cli.verify:verify",
 }

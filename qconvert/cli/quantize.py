@@ -1,4 +1,5 @@
-"""`qconvert quantize SRC DST` and `qconvert dequantize SRC DST`: make the plan, show it or run it.
+"""`qconvert quantize SRC DST`, `qconvert dequantize SRC DST`, `qconvert convert SRC DST --format F`: make the plan,
+show it or run it.
 
 What they offer to choose from is read off the file names of the schemes and formats, so that --help needs no torch.
 """
@@ -27,6 +28,9 @@ def names_in(package: str, *apart: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
 
 
+FORMATS = names_in("qconvert.formats", "exclusions", "format", "int4", "weights", "words")
+
+
 def workers_option(what: str) -> Callable[[Command], Command]:
     """`--workers`, as every command has it that can use several cores."""
     return click.option(
@@ -36,7 +40,7 @@ def workers_option(what: str) -> Callable[[Command], Command]:
 
 
 def conversion_options(command: Command) -> Command:
-    """The options that both conversions share."""
+    """The options that all conversions share."""
     options = (
         workers_option("Tensors converted at a time. The output does not depend on it."),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
@@ -65,11 +69,24 @@ def conversion_options(command: Command) -> Command:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(names_in("qconvert.formats", "format", "weights")),
-    default="fp8",
-    show_default=True,
+    type=click.Choice(FORMATS),
+    show_default="fp8 for FP8, compressed-tensors for INT4",
     help="File format, as the engines expect it.",
 )
+@click.option(
+    "--recipe",
+    default="default",
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help="What is quantized: default, all-linears, or rules of your own. INT4's default: the routed experts only.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["rtn", "mse"]),
+    show_default="mse",
+    help="How INT4 scales are chosen: by least squared error, or the plain rule of compressed-tensors.",
+)
+@click.option("--asymmetric", is_flag=True, help="INT4 with zero points.")
 @click.option(
     "--scales",
     type=click.Choice(["bf16", "f32", "pow2"]),
@@ -79,8 +96,8 @@ def conversion_options(command: Command) -> Command:
 )
 @conversion_options
 def quantize(
-    source: str, destination: Path, scheme: str, file_format: str, scales: str,
-    workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    source: str, destination: Path, scheme: str, file_format: str | None, scales: str, recipe: str,
+    method: str | None, asymmetric: bool, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a quantized copy of a BF16 checkpoint, tensor by tensor, with everything that belongs to it.
 
@@ -89,8 +106,9 @@ def quantize(
     from qconvert.quantization import plan_quantize
 
     plan = plan_quantize(
-        source, destination, scheme=scheme, scales=scales, file_format=file_format, overwrite=overwrite
-    )
+        source, destination, scheme=scheme, scales=scales, method=method, asymmetric=asymmetric,
+        file_format=file_format, recipe=recipe, overwrite=overwrite,
+    )  # fmt: skip
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -108,6 +126,26 @@ def dequantize(
     from qconvert.quantization import plan_dequantize
 
     plan = plan_dequantize(source, destination, overwrite=overwrite)
+    run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--format", "file_format", type=click.Choice(FORMATS), required=True, help="The file format to write.")
+@conversion_options
+def convert(
+    source: str, destination: Path, file_format: str,
+    workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write the numbers of a quantized checkpoint in another file format, without loss.
+
+    SRC is a folder or a hub id (org/name[@revision]). DST is a new folder; it appears when it is complete. What the
+    other format cannot hold exactly is refused by name.
+    """
+    from qconvert.quantization import plan_convert
+
+    plan = plan_convert(source, destination, file_format=file_format, overwrite=overwrite)
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -151,5 +189,7 @@ def summary_of(counts: Any) -> str:
     """Tensors by what becomes of them, and bytes before and after."""
     from qconvert.sizes import format_bytes
 
-    actions = ", ".join(f"{counts[key]:,} {key}" for key in ("quantized", "dequantized", "kept") if counts[key])
+    actions = ", ".join(
+        f"{counts[key]:,} {key}" for key in ("quantized", "dequantized", "repacked", "kept") if counts[key]
+    )
     return f"{actions}; {format_bytes(counts['bytes_in'])} -> {format_bytes(counts['bytes_out'])}"

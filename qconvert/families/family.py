@@ -46,6 +46,14 @@ class Family(Protocol):
         """The rules of the recipe "default" for a scheme."""
         ...
 
+    def linear_rules(self, scheme: str) -> tuple[Rule, ...]:
+        """The rules of the recipe "all-linears": everything that engines can load quantized."""
+        ...
+
+    def unloadable(self, name: str) -> str | None:
+        """Why engines cannot load this tensor quantized; None if they can."""
+        ...
+
     def fused_group(self, name: str) -> str | None:
         """Tensors of one group are merged by the engines and must have the same precision."""
         ...

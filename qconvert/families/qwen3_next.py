@@ -7,7 +7,8 @@ config makes 75,944 tensors.
 
 The default FP8 recipe is the one of Qwen's own FP8 files: every large projection is quantized, in the head as in the
 trunk. Kept are `in_proj_ba` (64 rows, which no engine can split block-wise), the router, the gates, norms,
-convolution, `mtp.fc`, embeddings and `lm_head`. Left out: checkpoints whose experts are fused into 3-D tensors, which
+convolution, `mtp.fc`, embeddings and `lm_head`. The default INT4 recipe takes the routed experts of the trunk alone.
+Left out: checkpoints whose experts are fused into 3-D tensors, which
 this family does not use on disk.
 """
 
@@ -49,6 +50,21 @@ KEPT = (
     "mtp.fc.weight",
     "model.embed_tokens.weight",
     "lm_head.weight",
+)
+TRUNK_EXPERTS = "model.layers.*.mlp.experts.*_proj.weight"
+FULL = "vLLM and SGLang build it in full precision whatever the config says"
+UNLOADABLE = {
+    "mlp.gate": f"the router: {FULL}",
+    "mlp.shared_expert_gate": f"the shared expert's gate: {FULL}",
+    "linear_attn.conv1d": f"a convolution: {FULL}",
+    "linear_attn.in_proj_ba": "it has two rows a head, too few for the engines' kernels once it is split over GPUs",
+    "mtp.fc": "SGLang builds the head's first layer in full precision whatever the config says",
+    "embed_tokens": f"the embedding: {FULL}",
+    "lm_head": f"the output layer: {FULL}",
+}
+HEAD_KEPT = (
+    "the head's layer is kept, but SGLang builds it like model.layers.0, quantized; needs "
+    "--speculative-draft-model-quantization unquant"
 )
 FUSED = (
     (re.compile(r"(.*\.mlp\.experts)\..*"), r"\1"),  # all experts of a layer
@@ -113,8 +129,21 @@ class Qwen3Next:
         return prefix + re.sub(r"^mlp\.experts\.\d+\.", "experts.", short)
 
     def default_rules(self, scheme: str) -> tuple[Rule, ...]:
-        """Qwen's own choice for FP8. Every name is spelled out: a tensor this family does not have matches nothing."""
+        """Qwen's own choice for FP8; for INT4 the trunk's routed experts, which are 97% of all weights, and no more."""
+        if not scheme.startswith("int4"):
+            return self.linear_rules(scheme)
+        return (Rule(TRUNK_EXPERTS, scheme), *self.linear_rules(KEEP))
+
+    def linear_rules(self, scheme: str) -> tuple[Rule, ...]:
+        """Every name is spelled out: a tensor this family does not have matches nothing."""
         return tuple(Rule(pattern, scheme) for pattern in LINEARS) + tuple(Rule(pattern, KEEP) for pattern in KEPT)
+
+    def unloadable(self, name: str) -> str | None:
+        """Modules that engines build without quantization."""
+        for part, reason in UNLOADABLE.items():
+            if f".{part}." in f".{name}":
+                return reason
+        return None
 
     def fused_group(self, name: str) -> str | None:
         """vLLM merges q/k/v, gate/up and all experts of a layer."""
@@ -161,7 +190,7 @@ class Qwen3Next:
         has_head = any(name.startswith("mtp.layers.") for name in weights)
         head, trunk = (any(n.startswith(prefix) for n in quantized) for prefix in ("mtp.layers.", "model.layers."))
         if trunk and has_head and not head:
-            found.append(("SGLang", "the head's layer is kept, but SGLang builds it like model.layers.0, quantized"))
+            found.append(("SGLang", HEAD_KEPT))
         return found
 
 

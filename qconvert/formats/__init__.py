@@ -8,16 +8,29 @@ from typing import Any
 
 from qconvert.checkpoint import Checkpoint
 from qconvert.errors import UserError
-from qconvert.formats.format import CONFIG_KEY, Format
+from qconvert.formats.format import CONFIG_KEY, Format, Layout, StoredWeight, UnreadableNumbers
 from qconvert.formats.weights import Weights
 
-__all__ = ["CONFIG_KEY", "Format", "Weights", "format_names", "format_of", "get_format", "open_weights"]
+__all__ = [
+    "CONFIG_KEY",
+    "Format",
+    "Layout",
+    "StoredWeight",
+    "UnreadableNumbers",
+    "Weights",
+    "format_names",
+    "format_of",
+    "get_format",
+    "open_weights",
+]
+
+NO_FORMATS = ("exclusions", "format", "int4", "weights", "words")  # modules that formats share
 
 
 def format_names() -> list[str]:
     """The public names of all formats, read off the files of this package."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if name not in ("format", "weights"))
+    return sorted(name.replace("_", "-") for name in modules if name not in NO_FORMATS)
 
 
 def get_format(name: str) -> Format:
@@ -36,8 +49,9 @@ def format_of(config: Mapping[str, Any]) -> Format | None:
     if block is None:
         return None
     for name in format_names():
-        if isinstance(block, dict) and get_format(name).owns(block):
-            return get_format(name)
+        found = get_format(name).opened(block) if isinstance(block, dict) else None
+        if found is not None:
+            return found
     method = block.get("quant_method") if isinstance(block, dict) else block
     raise UserError(f"unknown quant_method {method!r} in config.json", expected=", ".join(format_names()))
 

@@ -1,37 +1,107 @@
-"""What every file format offers: where a quantized weight's parts lie, and what config.json says about them."""
+"""What every file format offers: where a quantized weight's parts lie, how its numbers become those parts and back, and
+what config.json says about them.
 
-from collections.abc import Iterable, Mapping
+Parts go by name. A scheme's own are "codes", "scales" and "zeros"; a format that packs has others. Where the parts are
+the scheme's own (`is_striped`), rows of a weight are rows of its parts, and a reader may take a few at a time;
+otherwise a weight is packed and unpacked as a whole.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qconvert.schemes import Scheme
+from torch import Tensor
+
+from qconvert.schemes import QuantizedWeight, Scheme
 
 CONFIG_KEY = "quantization_config"  # of config.json
 
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # part -> safetensors type, shape
+
+
+class TensorMeta(Protocol):
+    """What a header says about a tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """Its type in safetensors' words."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A quantized weight of a folder, from the headers alone."""
+
+    scheme: Scheme
+    shape: tuple[int, ...]  # of the weight; two numbers, unless the folder is damaged
+    parts: Mapping[str, str]  # part -> tensor on disk
+    layout: Layout  # what the parts should be
+
+
+class UnreadableNumbers(ValueError):
+    """The stored numbers contradict each other or the config. The caller knows the weight, we know what is wrong."""
+
 
 class Format(Protocol):
-    """How engines want quantized weights on disk."""
+    """How engines want quantized weights on disk. One that `opened` gave knows the details of its folder's config."""
 
     @property
     def name(self) -> str:
         """Public name, as given to --format."""
         ...
 
-    def owns(self, config: Mapping[str, Any]) -> bool:
-        """Whether this `quantization_config` is of this format. Raises UserError for a variant that we cannot read."""
+    @property
+    def lists_paths(self) -> bool:
+        """Whether its list of modules not converted has every kept module by its full path, not patterns."""
+        ...
+
+    def opened(self, block: Mapping[str, Any]) -> "Format | None":
+        """This format as a `quantization_config` describes it, None if it describes another one. Raises UserError for
+        a variant that we cannot read."""
+        ...
+
+    def configured(self, scheme: Scheme) -> "Format":
+        """This format as it is written for a scheme. Raises UserError for a scheme that it cannot hold."""
         ...
 
     def part_names(self, weight: str) -> dict[str, str]:
-        """Part ("codes", "scales") of a quantized weight to the tensor's name on disk."""
+        """Every part that a quantized weight can have to its tensor's name on disk."""
         ...
 
-    def quantized_weights(self, types: Mapping[str, str]) -> dict[str, Scheme]:
-        """From all tensors' names and types on disk, the logical names of the quantized weights and their schemes."""
+    def logical_name(self, tensor: str) -> str:
+        """The weight that a tensor would be part of; its own name for one that is no part."""
         ...
 
-    def config_block(self, scheme: Scheme, not_converted: Iterable[str]) -> dict[str, Any]:
-        """The `quantization_config` for config.json; `not_converted` are module paths."""
+    def find(self, weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight | None:
+        """How a weight is stored; None if it is not quantized. Raises UserError if parts are missing or of the wrong
+        type; wrong shapes show in the layout."""
         ...
 
-    def not_converted(self, config: Mapping[str, Any]) -> list[str]:
-        """The module paths that a `quantization_config` excludes from quantization."""
+    def is_striped(self, scheme: Scheme) -> bool:
+        """Whether parts are the scheme's own codes and scales, row for row."""
+        ...
+
+    def layout(self, scheme: Scheme, shape: tuple[int, int], scale_type: str | None = None) -> Layout:
+        """Parts of a weight. Raises UserError for a shape that the format cannot hold."""
+        ...
+
+    def pack(self, numbers: QuantizedWeight) -> dict[str, Tensor]:
+        """A whole weight's numbers to its parts. Raises UnreadableNumbers for numbers that the format cannot hold."""
+        ...
+
+    def unpack(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> QuantizedWeight:
+        """A whole weight's parts to its numbers. Raises UnreadableNumbers."""
+        ...
+
+    def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
+        """The `quantization_config` for config.json, from the paths of modules kept and of modules converted."""
+        ...
+
+    def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
+        """Every entry of the list of modules not converted, with those of the given module paths that it covers."""
         ...

@@ -9,13 +9,17 @@ is not converted; engines compare these paths in different ways, and a full path
 Left out: per-tensor FP8 and other block sizes, and E8M0 scales, which are other schemes under the same `quant_method`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from qconvert.errors import UserError
-from qconvert.schemes import Scheme, get_scheme
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta
+from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
 
 NAME = "fp8"
+SCHEME = "fp8-block128"
 SCALE_SUFFIX = "_scale_inv"
 BLOCK_SIZE = [128, 128]
 SCALES_BY_TYPE = {"BF16": "bf16", "F32": "f32", "F16": "f32"}  # F16 is only ever read, and fits into F32
@@ -25,53 +29,85 @@ class Fp8:
     """The format; it has no state."""
 
     name = NAME
+    lists_paths = True
 
-    def owns(self, config: Mapping[str, Any]) -> bool:
+    def opened(self, block: Mapping[str, Any]) -> "Fp8 | None":
         """Block-quantized FP8 of the official kind."""
-        if config.get("quant_method") != NAME:
-            return False
+        if block.get("quant_method") != NAME:
+            return None
         for key, expected in (("weight_block_size", BLOCK_SIZE), ("fmt", "e4m3"), ("scale_fmt", "float")):
-            found = config.get(key, None if key == "weight_block_size" else expected)
+            found = block.get(key, None if key == "weight_block_size" else expected)
             if found != expected:
                 raise UserError(f"this kind of FP8 is not supported: {key}", expected=str(expected), found=str(found))
-        return True
+        return self
+
+    def configured(self, scheme: Scheme) -> "Fp8":
+        """Holds one scheme."""
+        if scheme.name != SCHEME:
+            raise UserError(
+                f"the format fp8 cannot hold {scheme.name}", expected=SCHEME, fix="give --format compressed-tensors"
+            )
+        return self
 
     def part_names(self, weight: str) -> dict[str, str]:
         """The codes keep the weight's name."""
         return {"codes": weight, "scales": weight + SCALE_SUFFIX}
 
-    def quantized_weights(self, types: Mapping[str, str]) -> dict[str, Scheme]:
-        """FP8 tensors with their scales; one without the other is refused, never read as it is."""
-        weights = {}
-        for name, dtype in types.items():
-            if name.endswith(SCALE_SUFFIX) and types.get(name.removesuffix(SCALE_SUFFIX)) != "F8_E4M3":
-                raise UserError(f"{name} has no FP8 weight", where=name.removesuffix(SCALE_SUFFIX), fix="convert again")
-            if dtype != "F8_E4M3":
-                continue
-            scale_type = types.get(name + SCALE_SUFFIX)
-            if scale_type not in SCALES_BY_TYPE:
-                raise UserError(
-                    f"{name} is FP8 but has no usable scale",
-                    expected=f"{name + SCALE_SUFFIX} of type {', '.join(SCALES_BY_TYPE)}",
-                    found=scale_type or "no such tensor",
-                    fix="convert or download again",
-                )
-            weights[name] = get_scheme("fp8-block128", scales=SCALES_BY_TYPE[scale_type])
-        return weights
+    def logical_name(self, tensor: str) -> str:
+        """Scales belong to the weight that they are named after."""
+        return tensor.removesuffix(SCALE_SUFFIX)
 
-    def config_block(self, scheme: Scheme, not_converted: Iterable[str]) -> dict[str, Any]:
-        """The block as Qwen writes it."""
+    def find(self, weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight | None:
+        """An FP8 tensor with its scale; one without the other is refused, never read as it is."""
+        scale = weight + SCALE_SUFFIX
+        if weight not in tensors or tensors[weight].dtype != "F8_E4M3":
+            if scale in tensors:
+                raise UserError(f"{scale} has no FP8 weight", where=weight, fix="convert again")
+            return None
+        kind = tensors[scale].dtype if scale in tensors else "no such tensor"
+        if kind not in SCALES_BY_TYPE:
+            raise UserError(
+                f"{weight} is FP8 but has no usable scale",
+                expected=f"{scale} of type {', '.join(SCALES_BY_TYPE)}",
+                found=kind,
+                fix="convert or download again",
+            )
+        scheme, shape = get_scheme(SCHEME, scales=SCALES_BY_TYPE[kind]), tensors[weight].shape
+        layout = scheme.layout((shape[0], shape[1])) if len(shape) == 2 else {}
+        return StoredWeight(scheme, shape, self.part_names(weight), layout)
+
+    def is_striped(self, scheme: Scheme) -> bool:
+        """Always."""
+        return True
+
+    def layout(self, scheme: Scheme, shape: tuple[int, int], scale_type: str | None = None) -> Layout:
+        """The scheme's own; other tools also write F16 scales."""
+        own = scheme.layout(shape)
+        return own | {"scales": (scale_type or own["scales"][0], own["scales"][1])}
+
+    def pack(self, numbers: QuantizedWeight) -> dict[str, Tensor]:
+        """Nothing to do."""
+        return {"codes": numbers.codes, "scales": numbers.scales}
+
+    def unpack(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> QuantizedWeight:
+        """Nothing to do."""
+        return QuantizedWeight(stored.scheme, parts["codes"], parts["scales"])
+
+    def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
+        """The block as Qwen writes it: every kept module by its full path."""
         return {
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
-            "modules_to_not_convert": list(not_converted),
+            "modules_to_not_convert": list(kept),
             "quant_method": NAME,
             "weight_block_size": BLOCK_SIZE,
         }
 
-    def not_converted(self, config: Mapping[str, Any]) -> list[str]:
-        """The list under Qwen's key, or under the one that vLLM prefers."""
-        return list(config.get("ignored_layers") or config.get("modules_to_not_convert") or [])
+    def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
+        """The list under Qwen's key, or under the one that vLLM prefers; every entry is one module."""
+        present = frozenset(modules)
+        listed = block.get("ignored_layers") or block.get("modules_to_not_convert") or []
+        return {entry: {entry} & present for entry in listed}
 
 
 FORMAT = Fp8()

@@ -1,13 +1,14 @@
 """A checkpoint seen by its logical weights: whatever the precision on disk, names are those of the BF16 original."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qconvert.checkpoint import Checkpoint
 from qconvert.errors import UserError
-from qconvert.formats.format import Format
+from qconvert.formats.format import Format, StoredWeight, UnreadableNumbers
 from qconvert.schemes import QuantizedWeight, Scheme
 
 
@@ -17,16 +18,12 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint, file_format: Format | None) -> None:
         self.checkpoint = checkpoint
         self.format = file_format
-        self.quantized: dict[str, Scheme] = {}
-        self._parts: dict[str, dict[str, str]] = {}
-        if file_format is not None:
-            types = {name: info.dtype for name, info in checkpoint.tensors.items()}
-            self.quantized = file_format.quantized_weights(types)
-            self._parts = {name: file_format.part_names(name) for name in self.quantized}
-        for name in self.quantized:
-            self._check_shapes(name)
-        hidden = {part for parts in self._parts.values() for part in parts.values()} - self.quantized.keys()
-        self.names = tuple(name for name in checkpoint.tensors if name not in hidden)
+        self.stored: dict[str, StoredWeight] = {}
+        if file_format is None:
+            self.names = tuple(checkpoint.tensors)
+        else:
+            self.names = self._sort(file_format)
+        self.quantized: dict[str, Scheme] = {name: stored.scheme for name, stored in self.stored.items()}
         self._known = frozenset(self.names)
 
     @property
@@ -36,33 +33,86 @@ class Weights:
 
     def parts(self, name: str) -> Mapping[str, str]:
         """Part to tensor name on disk for a quantized weight."""
-        return self._parts[name]
+        return self.stored[name].parts
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor or weight; every format so far stores one code per weight."""
-        return self.checkpoint.tensors[self._parts[name]["codes"] if name in self.quantized else name].shape
+        """The shape of a tensor or weight."""
+        return self.stored[name].shape if name in self.stored else self.checkpoint.tensors[name].shape
 
     def load(self, name: str) -> Tensor | QuantizedWeight:
         """A kept tensor as it is, a quantized one as its numbers and scales."""
-        if name not in self.quantized:
+        if name not in self.stored:
             return self.checkpoint.read(name)
-        parts = {part: self.checkpoint.read(tensor) for part, tensor in self._parts[name].items()}
-        return QuantizedWeight(self.quantized[name], parts["codes"], parts["scales"], parts.get("zeros"))
+        assert self.format is not None
+        return load_stored(self.checkpoint, self.format, name, self.stored[name])
 
-    def _check_shapes(self, name: str) -> None:
-        """Refuse parts that do not fit each other: they would be read wrongly, not fail."""
-        shape = self.shape(name)
-        if len(shape) != 2:
-            raise UserError(
-                f"{name} is quantized but no matrix", found=str(list(shape)), fix="convert or download again"
-            )
-        for part, (_, expected) in self.quantized[name].layout((shape[0], shape[1])).items():
-            tensor = self._parts[name][part]
-            found = self.checkpoint.tensors[tensor].shape
-            if found != expected:
-                raise UserError(
-                    f"{tensor} does not fit its weight", expected=str(list(expected)), found=str(list(found))
-                )
+    def _sort(self, file_format: Format) -> tuple[str, ...]:
+        """Find the quantized weights; names in the order of the original, as far as the places of scales tell it."""
+        tensors, positions = (
+            self.checkpoint.tensors,
+            {name: place for place, name in enumerate(self.checkpoint.tensors)},
+        )
+        places: dict[str, int] = {}
+        for logical in dict.fromkeys(file_format.logical_name(name) for name in tensors):
+            stored = file_format.find(logical, tensors)
+            if stored is None:
+                places[logical] = positions[logical]
+                continue
+            check_layout(logical, stored, {part: tensors[name].shape for part, name in stored.parts.items()})
+            self.stored[logical] = stored
+            places[logical] = positions[stored.parts["scales"]]
+        self.stored = {name: self.stored[name] for name in sorted(self.stored, key=places.__getitem__)}
+        return tuple(sorted(places, key=places.__getitem__))
 
     def __contains__(self, name: object) -> bool:
         return name in self._known
+
+
+def check_layout(name: str, stored: StoredWeight, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse parts that do not fit each other: they would be read wrongly, not fail."""
+    if len(stored.shape) != 2:
+        raise UserError(
+            f"{name} is quantized but no matrix", found=str(list(stored.shape)), fix="convert or download again"
+        )
+    for part, (_, expected) in stored.layout.items():
+        if shapes[part] != expected:
+            raise UserError(
+                f"{stored.parts[part]} does not fit its weight",
+                expected=str(list(expected)),
+                found=str(list(shapes[part])),
+            )
+
+
+def load_stored(checkpoint: Checkpoint, file_format: Format, name: str, stored: StoredWeight) -> QuantizedWeight:
+    """Read and unpack a whole weight."""
+    parts = {part: checkpoint.read(tensor) for part, tensor in stored.parts.items()}
+    try:
+        return file_format.unpack(stored, parts)
+    except UnreadableNumbers as error:
+        raise UserError(f"{name} cannot be read: {error}", where=str(checkpoint.root), fix="convert again") from error
+
+
+def load_rows(checkpoint: Checkpoint, stored: StoredWeight, start: int, stop: int) -> QuantizedWeight:
+    """Rows start..stop, which begin at a multiple of the scheme's row step, of a weight whose parts are striped."""
+    step = stored.scheme.row_step
+    scales = checkpoint.read_rows(stored.parts["scales"], start // step, -(-stop // step))
+    return QuantizedWeight(stored.scheme, checkpoint.read_rows(stored.parts["codes"], start, stop), scales)
+
+
+def slice_rows(numbers: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
+    """Rows start..stop, which begin at a multiple of the scheme's row step, of a weight in memory."""
+    step = numbers.scheme.row_step
+    first, last = start // step, -(-stop // step)
+    zeros = None if numbers.zeros is None else numbers.zeros[first:last]
+    return QuantizedWeight(numbers.scheme, numbers.codes[start:stop], numbers.scales[first:last], zeros)
+
+
+def join_rows(stripes: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Consecutive rows of a weight to the whole."""
+    zeros = [numbers.zeros for numbers in stripes if numbers.zeros is not None]
+    return QuantizedWeight(
+        stripes[0].scheme,
+        torch.cat([numbers.codes for numbers in stripes]),
+        torch.cat([numbers.scales for numbers in stripes]),
+        torch.cat(zeros) if zeros else None,
+    )

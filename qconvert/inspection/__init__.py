@@ -6,14 +6,18 @@ with nothing but a config.json is enough for the sizes. Left out: the values of 
 only the scales of one weight are looked at, to see whether they are powers of two.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from qconvert.checkpoint import Checkpoint, TensorSpec, is_local, read_config, resolve_source
+from qconvert.errors import UserError
 from qconvert.families import Family, family_of
+from qconvert.formats import get_format
 from qconvert.inspection.contents import Contents, contents_of_config, contents_of_folder
 from qconvert.inspection.engines import engine_warnings
 from qconvert.inspection.report import CachePlan, EngineWarning, InspectReport, Kind, Totals
+from qconvert.quantize_plan import default_format
 from qconvert.recipe import KEEP, Recipe
 from qconvert.schemes import get_scheme, scheme_names
 
@@ -52,16 +56,20 @@ def inspect(source: str | Path) -> InspectReport:
 
 
 def scheme_sizes(contents: Contents, family: Family, name: str) -> Sizes:
-    """What each weight takes under a scheme's default recipe; what is kept stays as it is (BF16 if quantized now)."""
+    """What each weight takes under a scheme's default recipe, in the format that `quantize` takes; what is kept
+    stays as it is (BF16 if quantized now), and so does what the scheme does not fit."""
     recipe, scheme = Recipe("default", family.default_rules(name)), get_scheme(name)
+    layout = get_format(default_format(name)).configured(scheme)
     sizes: Sizes = {}
     for weight, shape in contents.shapes.items():
-        if weight in contents.unknown or recipe.action(weight) == KEEP:
+        parts: list[TensorSpec] = []
+        if weight not in contents.unknown and recipe.action(weight) != KEEP:
+            with contextlib.suppress(UserError):
+                stored = layout.layout(scheme, (shape[0], shape[1])).values()
+                parts = [TensorSpec(weight, dtype, dims) for dtype, dims in stored]
+        if not parts:
             dtype = "BF16" if weight in contents.quantized else contents.types[weight]
             parts = [TensorSpec(weight, dtype, shape)]
-        else:
-            layout = scheme.layout((shape[0], shape[1]))
-            parts = [TensorSpec(weight, dtype, dims) for dtype, dims in layout.values()]
         sizes[weight] = (len(parts), sum(part.nbytes for part in parts))
     return sizes
 

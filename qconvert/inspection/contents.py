@@ -59,11 +59,12 @@ def contents_of_folder(checkpoint: Checkpoint) -> Contents:
     """What the headers say. Weights whose parts do not fit together count as what lies on the disk."""
     stored = Stored.read(checkpoint)
     tensors = checkpoint.tensors
-    parts_of = {name: [tensors[part] for part in stored.parts(name).values()] for name in stored.quantized}
-    scales = {part.name for parts in parts_of.values() for part in parts[1:]}
+    parts_of = {name: [tensors[part] for part in weight.parts.values()] for name, weight in stored.weights.items()}
+    parts = {part.name for parts in parts_of.values() for part in parts}
     order = {name: position for position, name in enumerate(stored.inventory)}
-    names = sorted((name for name in tensors if name not in scales), key=lambda name: order.get(name, len(order)))
-    types = {name: tensors[name].dtype for name in names}
+    there = [*parts_of, *(name for name in tensors if name not in parts)]
+    names = sorted(there, key=lambda name: order.get(name, len(order)))
+    types = {name: parts_of[name][0].dtype if name in parts_of else tensors[name].dtype for name in names}
     plain = sorted({types[name] for name in stored.kept})
     schemes = sorted({scheme.name for scheme in stored.quantized.values()})
     left_out = checkpoint.left_out_files()
@@ -71,9 +72,9 @@ def contents_of_folder(checkpoint: Checkpoint) -> Contents:
         config=checkpoint.config,
         metadata="tensors",
         format=" + ".join(schemes + plain),
-        shapes={name: tensors[name].shape for name in names},
+        shapes={name: stored.weights[name].shape if name in parts_of else tensors[name].shape for name in names},
         types=types,
-        now={name: _size(parts_of.get(name, [tensors[name]])) for name in names},
+        now={name: _size(parts_of[name] if name in parts_of else [tensors[name]]) for name in names},
         quantized=stored.quantized,
         stored=stored,
         unknown=frozenset((*stored.unexpected, *stored.broken)),

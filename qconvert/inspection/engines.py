@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from qconvert.checkpoint import INDEX
 from qconvert.families import Family
 from qconvert.inspection.contents import Contents
+from qconvert.inspection.int4_engines import int4_warnings
 from qconvert.inspection.report import EngineWarning
 from qconvert.recipe import KEEP, Recipe
 from qconvert.schemes import Scheme, get_scheme
@@ -32,11 +33,14 @@ def engine_warnings(contents: Contents, family: Family) -> list[EngineWarning]:
     found += _head(contents, family)
     found += _files(contents)
     if quantized:
-        later = [
-            *_partial_blocks(contents, quantized),
-            *_parallel_sizes(contents, quantized),
-            *_rounded_scales(contents),
-        ]
+        blocks = {name: scheme for name, scheme in quantized.items() if scheme.name == DEFAULT_SCHEME}
+        later = list(int4_warnings(contents, quantized))
+        if blocks:
+            later += [
+                *_partial_blocks(contents, blocks),
+                *_parallel_sizes(contents, blocks),
+                *_rounded_scales(contents),
+            ]
         if contents.quantized:
             later += [
                 EngineWarning(*pair) for pair in family.precision_warnings(contents.config, contents.shapes, quantized)

@@ -45,6 +45,7 @@ class Fp8Block128:
     scale_type: str = "bf16"
     name: str = "fp8-block128"
     row_step: int = BLOCK
+    block: tuple[int, int] = (BLOCK, BLOCK)
 
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """One byte per weight, one scale per started block."""
@@ -86,7 +87,7 @@ class Fp8Block128:
             weight[start : start + BLOCK] = values.mul_(across[index])
         return weight
 
-    def bound(self, weight: Tensor, scales: Tensor) -> Tensor:
+    def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Half the distance of the two codes around weight / scale: the bound of rounding to the nearest.
 
         Between 2^e and 2^(e+1) codes stand 2^(e-3) apart, below 2^-6 they stand 2^-9 apart. A scale that was rounded
@@ -102,7 +103,7 @@ class Fp8Block128:
             bound[start : start + BLOCK] = powers.clamp_min_(2.0**-6).mul_(across[index])
         return bound.mul_(2.0**-4 * (1 + 4e-6))
 
-    def doubts(self, codes: Tensor, scales: Tensor) -> list[str]:
+    def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What no tool can have written on purpose, from codes [N, K] and scales [N/128, K/128]; empty if all is well.
 
         A block's scale is its maximum / 448, so its largest code is 448: with a scale rounded to 8 bits the quotient
@@ -140,8 +141,14 @@ class Fp8Block128:
         return torch.where(amax == 0, 1.0, stored)
 
 
-def make(*, scales: str = "bf16") -> Fp8Block128:
-    """The scheme with scales stored as "bf16", "f32" or "pow2"."""
+def make(*, scales: str = "bf16", method: str | None = None, asymmetric: bool = False) -> Fp8Block128:
+    """The scheme with scales stored as "bf16", "f32" or "pow2"; there is one rule for scales and no zero point."""
+    if method not in (None, "rtn") or asymmetric:
+        raise UserError(
+            "FP8 block-128 knows plain rounding only",
+            found="--asymmetric" if asymmetric else f"--method {method}",
+            fix="leave this option out, or choose an INT4 scheme",
+        )
     if scales not in SCALE_TYPES:
         raise UserError(
             f"unknown type of scales {scales!r}", expected=", ".join(SCALE_TYPES), fix="give one as --scales"

@@ -33,6 +33,11 @@ class Scheme(Protocol):
         """Slices of a weight that start at multiples of this many rows quantize to slices of the whole result."""
         ...
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a weight that share a scale."""
+        ...
+
     def quantize(self, weight: Tensor) -> "QuantizedWeight":
         """Weight [N, K] of any float type to codes and scales. Raises UnusableWeight."""
         ...
@@ -47,11 +52,11 @@ class Scheme(Protocol):
         """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
         ...
 
-    def bound(self, weight: Tensor, scales: Tensor) -> Tensor:
+    def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """The largest |dequantized in fp32 - weight| that this format allows, elementwise [N, K]."""
         ...
 
-    def doubts(self, codes: Tensor, scales: Tensor) -> list[str]:
+    def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What is wrong with stored numbers at first sight, without their source; for any slice of whole row steps."""
         ...
 

@@ -46,7 +46,8 @@ def verify(
         report.checks.append(check_index(checkpoint))
     source = None
     if original is not None:
-        source = Source(original, foreign)
+        repacked = manifest is not None and manifest.operation == "convert"  # perhaps the numbers of another tool
+        source = Source(original, foreign or repacked)
         report.checks.append(check_same_names(stored, original))
         if not foreign:
             report.checks.append(check_config(checkpoint, original.checkpoint))

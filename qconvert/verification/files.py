@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.checkpoint import INDEX, Checkpoint, hash_file
+from qconvert.plan import copied_files
 from qconvert.verification.report import Check, Findings, Wrong
 
 
@@ -35,7 +36,7 @@ def check_index(checkpoint: Checkpoint) -> Check:
 
 def check_copies(checkpoint: Checkpoint, source: Checkpoint) -> Check:
     """Tokenizer, templates, licence and all other files are those of the source."""
-    names = source.other_files()
+    names, _ = copied_files(source)
     findings = Findings("copies", f"{len(names)} other files equal those of the source")
     for name in names:
         path = checkpoint.root / name

@@ -7,26 +7,34 @@ With a source: kept tensors are equal byte for byte, and for quantized ones
     |code * scale - weight| <= bound(weight, scale)        elementwise, in fp32
 
 where the bound belongs to the scheme. Folders of other tools may have chosen their codes before the scale was rounded
-to 16 bits, which moves the result by 2^-8 of it at most; it is itself at most 1 + 2^-4 times the weight. They are
-granted that much more, ours are not. A source that is quantized itself (of a folder that `dequantize` made) counts by
-the weights that it stands for.
+to 16 bits, which moves the result by 2^-8 of it at most; it is itself at most 1 + 2^-4 times the weight. With zero
+points, weight / scale + zero, at most 8 and more where it is cut off, may also have been rounded to 16 bits, which
+moves it by 2^-6 of a step (2^-5 of half a step) at most. They are granted that much more, ours are not. A source that
+is quantized itself (of a folder that `dequantize` made) counts by the weights that it stands for.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qconvert.checkpoint import Checkpoint
-from qconvert.formats import Weights
-from qconvert.schemes import Scheme
+from qconvert.errors import UserError
+from qconvert.formats import Format, StoredWeight, Weights
+from qconvert.formats.weights import load_rows, load_stored, slice_rows
+from qconvert.schemes import QuantizedWeight
 from qconvert.verification.report import Wrong
 from qconvert.verification.stored import PLAIN_TYPES, Stored
 
 SLICE_ELEMENTS = 1 << 18  # small enough for the caches of a core
 FOREIGN_SLACK = 2.0**-8 * (1 + 2.0**-4)
+FOREIGN_ZERO_SLACK = 2.0**-5
+
+
+Rows = Callable[[int, int, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,42 +44,44 @@ class Source:
     weights: Weights
     foreign: bool
 
-    def rows(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows of a weight as they are; of a quantized one in the type that is asked for."""
-        if name not in self.weights.quantized:
-            return self.weights.checkpoint.read_rows(name, start, stop)
-        scheme = self.weights.quantized[name]
-        codes, scales = read_quantized(self.weights.checkpoint, scheme, dict(self.weights.parts(name)), start, stop)
-        return scheme.dequantize(codes, scales, dtype=dtype)
+    def reader(self, name: str) -> Rows:
+        """Rows start..stop of a weight as they are; of a quantized one in the type that is asked for."""
+        if name not in self.weights.stored:
+            return lambda start, stop, dtype: self.weights.checkpoint.read_rows(name, start, stop)
+        assert self.weights.format is not None
+        reader = Reader(self.weights.checkpoint, self.weights.format, name, self.weights.stored[name])
+        return lambda start, stop, dtype: reader.rows(start, stop).dequantize(dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight; codes have the shape of the weight in every format so far."""
-        return self.weights.checkpoint.tensors[name].shape
+        """Shape of a weight."""
+        return self.weights.shape(name)
 
 
 def wrong_with_numbers(stored: Stored, source: Source | None, kept: frozenset[str], name: str) -> list[Wrong]:
-    """Read one tensor, if it is a weight of the right shape, and its counterpart in the source. `kept`: stored.kept."""
-    info = stored.checkpoint.tensors[name]
+    """Read one weight, if it has the right shape, and its counterpart in the source. `kept`: stored.kept."""
     original = source if source is not None and name in source.weights else None
     if original is not None and original.shape(name) != stored.inventory.get(name):
         return [("kept" if name in kept else "bounds", f"the source has it in shape {list(original.shape(name))}")]
-    if name in kept and info.shape == stored.inventory[name] and info.dtype in PLAIN_TYPES:
-        return list(_wrong_kept(stored, name, original))
-    if name in stored.quantized and _has_layout(stored, name):
+    if name in kept:
+        info = stored.checkpoint.tensors[name]
+        right = info.shape == stored.inventory[name] and info.dtype in PLAIN_TYPES
+        return list(_wrong_kept(stored, name, original)) if right else []
+    if name in stored.weights and _has_layout(stored, name):
         return list(_wrong_quantized(stored, name, original))
     return []
 
 
 def _wrong_kept(stored: Stored, name: str, source: Source | None) -> Iterator[Wrong]:
     shape = stored.checkpoint.tensors[name].shape
+    read = None if source is None else source.reader(name)
     for start, stop in _slices(shape, 1):
         rows = stored.checkpoint.read_rows(name, start, stop)
         if not _all_finite(rows):
             yield "values", f"{_place(~torch.isfinite(rows), start)} is not finite"
-            source = None  # one finding a tensor is enough
-        if source is None:
+            read = None  # one finding a tensor is enough
+        if read is None:
             continue
-        original = source.rows(name, start, stop, rows.dtype)
+        original = read(start, stop, rows.dtype)
         if original.dtype != rows.dtype:
             yield "kept", f"type {rows.dtype}, in the source {original.dtype}"
             return
@@ -82,22 +92,28 @@ def _wrong_kept(stored: Stored, name: str, source: Source | None) -> Iterator[Wr
 
 
 def _wrong_quantized(stored: Stored, name: str, source: Source | None) -> Iterator[Wrong]:
-    scheme = stored.quantized[name]
+    assert stored.format is not None
+    weight = stored.weights[name]
+    scheme = weight.scheme
     doubted = exceeded = False
+    try:
+        reader = Reader(stored.checkpoint, stored.format, name, weight)
+    except UserError as refusal:
+        yield "values", str(refusal).replace("\n", ";")
+        return
+    rows = None if source is None else source.reader(name)
     for start, stop in _slices(stored.inventory[name], scheme.row_step):
-        codes, scales = read_quantized(stored.checkpoint, scheme, stored.parts(name), start, stop)
-        doubts = scheme.doubts(codes, scales)
+        numbers = reader.rows(start, stop)
+        codes, scales, zeros = numbers.codes, numbers.scales, numbers.zeros
+        doubts = scheme.doubts(codes, scales, zeros)
         if doubts and not doubted:
             doubted = True
             yield "values", f"{'; '.join(doubts)}{f', counted from row {start}' if start else ''}"
-        if source is None or exceeded:
+        if source is None or rows is None or exceeded:
             continue
-        weight = source.rows(name, start, stop, torch.float32).float()
-        error = scheme.dequantize(codes, scales, dtype=torch.float32).sub_(weight).abs_()
-        bound = scheme.bound(weight, scales)
-        if source.foreign:
-            bound.add_(weight.abs().mul_(FOREIGN_SLACK))
-        within = error <= bound  # false for NaN
+        original = rows(start, stop, torch.float32).float()
+        error = numbers.dequantize(torch.float32).sub_(original).abs_()
+        within = error <= error_limit(numbers, original, source.foreign)  # false for NaN
         if not bool(within.all()):
             exceeded = True
             yield "bounds", f"{_place(~within, start)} is further from the source than rounding explains"
@@ -109,23 +125,34 @@ def _all_finite(rows: Tensor) -> bool:
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
-def read_quantized(
-    checkpoint: Checkpoint, scheme: Scheme, parts: dict[str, str], start: int, stop: int
-) -> tuple[Tensor, Tensor]:
-    """Codes and scales of rows start..stop, which begin at a multiple of the scheme's row step."""
-    step = scheme.row_step
-    scales = checkpoint.read_rows(parts["scales"], start // step, -(-stop // step))
-    return checkpoint.read_rows(parts["codes"], start, stop), scales
+def error_limit(numbers: QuantizedWeight, original: Tensor, foreign: bool) -> Tensor:
+    """How far numbers may be from the weight [N, K] that they were made of, elementwise."""
+    limit = numbers.scheme.bound(original, numbers.scales, numbers.zeros)
+    if not foreign:
+        return limit
+    if numbers.zeros is not None:
+        limit *= 1 + FOREIGN_ZERO_SLACK
+    return limit + FOREIGN_SLACK * original.abs()
+
+
+class Reader:
+    """Rows of a quantized weight: read as they are asked for, or, where a format packs, unpacked once."""
+
+    def __init__(self, checkpoint: Checkpoint, file_format: Format, name: str, stored: StoredWeight) -> None:
+        self.rows: Callable[[int, int], QuantizedWeight]
+        if file_format.is_striped(stored.scheme):
+            self.rows = functools.partial(load_rows, checkpoint, stored)
+        else:
+            self.rows = functools.partial(slice_rows, load_stored(checkpoint, file_format, name, stored))
 
 
 def _has_layout(stored: Stored, name: str) -> bool:
     """Whether all parts have the shapes that the scheme gives them; `check_shapes` names those that do not."""
-    shape = stored.inventory[name]
-    if len(shape) != 2:
+    weight = stored.weights[name]
+    if len(weight.shape) != 2 or weight.shape != stored.inventory[name]:
         return False
-    layout = stored.quantized[name].layout((shape[0], shape[1]))
-    tensors, parts = stored.checkpoint.tensors, stored.parts(name)
-    return all(tensors[parts[part]].shape == expected for part, (_, expected) in layout.items())
+    tensors = stored.checkpoint.tensors
+    return all(tensors[weight.parts[part]].shape == expected for part, (_, expected) in weight.layout.items())
 
 
 def _slices(shape: tuple[int, ...], step: int) -> Iterator[tuple[int, int]]:

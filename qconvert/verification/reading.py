@@ -43,9 +43,7 @@ def check_contents(
     found = [
         Findings("values", "all kept values are finite, all scales positive, all codes plausible"),
         Findings("kept", f"{len(stored.kept):,} tensors equal the source byte for byte"),
-        Findings(
-            "bounds", f"{len(stored.quantized):,} quantized weights are within their scheme's bound of the source"
-        ),
+        Findings("bounds", f"{len(stored.weights):,} quantized weights are within their scheme's bound of the source"),
     ]
     findings = {entry.name: entry for entry in found[: 1 if source is None else 3]}
     files = {} if manifest is None else manifest.output["files"]
@@ -68,10 +66,12 @@ def check_contents(
 def _questions(stored: Stored, source: Source | None, files: Mapping[str, Any]) -> Iterator[Question]:
     """Tensors in the order of the folder, each shard's hash before its tensors, other files at the end."""
     root, rest, kept = stored.checkpoint.root, dict(files), frozenset(stored.kept)
+    first_parts = {next(iter(weight.parts.values())): name for name, weight in stored.weights.items()}
     for name, info in stored.checkpoint.tensors.items():
         if info.file in rest:
             yield _file_question(root, info.file, rest.pop(info.file))
-        yield Question(name, info.nbytes, functools.partial(wrong_with_numbers, stored, source, kept, name))
+        weight = first_parts.get(name, name)  # a quantized weight is asked about where its first part stands
+        yield Question(weight, info.nbytes, functools.partial(wrong_with_numbers, stored, source, kept, weight))
     for file, record in rest.items():
         yield _file_question(root, file, record)
 

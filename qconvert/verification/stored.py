@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from qconvert.checkpoint import Checkpoint
 from qconvert.errors import UserError
 from qconvert.families import Family, family_of
-from qconvert.formats import Format, format_of
+from qconvert.formats import Format, StoredWeight, format_of
 from qconvert.recipe import KEEP, Recipe
 from qconvert.schemes import Scheme
 
@@ -26,7 +26,7 @@ class Stored:
     family: Family
     format: Format | None
     inventory: dict[str, tuple[int, ...]]
-    quantized: dict[str, Scheme] = field(default_factory=dict)
+    weights: dict[str, StoredWeight] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -48,9 +48,16 @@ class Stored:
             stored._sort(name)
         return stored
 
+    @property
+    def quantized(self) -> dict[str, Scheme]:
+        """The schemes of all quantized weights."""
+        return {name: stored.scheme for name, stored in self.weights.items()}
+
     def parts(self, name: str) -> dict[str, str]:
-        """Part to tensor on disk, for a weight that is or could be quantized."""
-        return {"codes": name} if self.format is None else self.format.part_names(name)
+        """Part to tensor on disk: those of a quantized weight, or all that it could have, its own name included."""
+        if name in self.weights:
+            return dict(self.weights[name].parts)
+        return {"codes": name} | ({} if self.format is None else self.format.part_names(name))
 
     @property
     def has_mtp(self) -> bool:
@@ -59,31 +66,33 @@ class Stored:
 
     def _adopt(self, names: list[str]) -> None:
         """Tensors beyond the inventory belong to the model if a rule of the family covers them, as for `quantize`."""
-        recipe = Recipe("default", self.family.default_rules(KEEP))
-        for name in names:
+        recipe = Recipe("all-linears", self.family.linear_rules(KEEP))
+        tensors = self.checkpoint.tensors
+        for name in dict.fromkeys(self.format.logical_name(name) if self.format else name for name in names):
             try:
                 recipe.action(name)
+                stored = self.format.find(name, tensors) if self.format else None
             except UserError:
                 continue
+            if stored is None and name not in tensors:
+                continue
             self.extra.append(name)
-            self.inventory[name] = self.checkpoint.tensors[name].shape
+            self.inventory[name] = tensors[name].shape if stored is None else stored.shape
         adopted = {part for name in self.extra for part in self.parts(name).values()}
         self.unexpected.extend(name for name in names if name not in adopted)
 
     def _sort(self, name: str) -> None:
+        """Plain, quantized, broken, missing, or in part both of the last."""
         tensors = self.checkpoint.tensors
-        types = {part: tensors[part].dtype for part in self.parts(name).values() if part in tensors}
-        if name not in types:
-            self.missing.append(name)
-        if self.format is None:
-            self.kept.extend(types)
-            return
+        there = {part: tensors[part] for part in self.parts(name).values() if part in tensors}
         try:
-            found = self.format.quantized_weights(types)
+            found = None if self.format is None else self.format.find(name, there)
         except UserError as error:
-            if name in types:
-                self.broken[name] = str(error).replace("\n", ";")
+            self.broken[name] = str(error).replace("\n", ";")
             return
-        self.quantized.update(found)
-        if not found:
-            self.kept.extend(types)
+        if found is not None:
+            self.weights[name] = found
+        elif name in there:
+            self.kept.append(name)
+        else:
+            self.missing.append(name)

@@ -1,5 +1,6 @@
 """Checks from headers and config.json alone: names, shapes and types, precisions that engines load, the skip list."""
 
+from qconvert.errors import UserError
 from qconvert.formats import CONFIG_KEY
 from qconvert.recipe import KEEP, Recipe
 from qconvert.verification.report import Check, Findings
@@ -34,33 +35,39 @@ def check_shapes(stored: Stored) -> Check:
             findings.add(
                 name, f"type {info.dtype} of a tensor that is not quantized, expected {', '.join(PLAIN_TYPES)}"
             )
-    for name, scheme in stored.quantized.items():
+    for name, weight in stored.weights.items():
         shape = stored.inventory[name]
         if len(shape) != 2:
             findings.add(name, f"quantized, although its shape {list(shape)} is no matrix")
             continue
-        parts = stored.parts(name)
-        for part, (_, expected) in scheme.layout((shape[0], shape[1])).items():  # the format has checked the types
-            if tensors[parts[part]].shape != expected:
-                findings.add(parts[part], f"shape {list(tensors[parts[part]].shape)}, expected {list(expected)}")
+        assert stored.format is not None
+        try:
+            layout = stored.format.layout(weight.scheme, (shape[0], shape[1]))
+        except UserError as error:
+            findings.add(name, str(error).replace("\n", ";"))
+            continue
+        for part, tensor in weight.parts.items():  # the format has checked the types
+            if tensors[tensor].shape != layout[part][1]:
+                findings.add(tensor, f"shape {list(tensors[tensor].shape)}, expected {list(layout[part][1])}")
     return findings.check()
 
 
 def check_precision(stored: Stored) -> Check:
     """Nothing is quantized that engines hold in full precision, and tensors which they merge have one precision."""
     findings = Findings(
-        "precision", f"{len(stored.quantized):,} weights quantized, none that engines need in full precision"
+        "precision", f"{len(stored.weights):,} weights quantized, none that engines need in full precision"
     )
-    schemes = {scheme.name for scheme in stored.quantized.values()}
-    recipes = {scheme: Recipe("default", stored.family.default_rules(scheme)) for scheme in schemes}
-    for name, scheme in stored.quantized.items():
+    quantized = stored.quantized
+    schemes = {scheme.name for scheme in quantized.values()}
+    recipes = {scheme: Recipe("all-linears", stored.family.linear_rules(scheme)) for scheme in schemes}
+    for name, scheme in quantized.items():
         if recipes[scheme.name].action(name) == KEEP:
             findings.add(name, f"is quantized to {scheme.name}; engines load it in full precision only")
     groups: dict[str, dict[str, str]] = {}
-    for name in (*stored.quantized, *stored.kept):
+    for name in (*quantized, *stored.kept):
         group = stored.family.fused_group(name)
         if group is not None:
-            precision = stored.quantized[name].name if name in stored.quantized else KEEP
+            precision = quantized[name].name if name in quantized else KEEP
             groups.setdefault(group, {}).setdefault(precision, name)
     for group, precisions in groups.items():
         if len(precisions) > 1:
@@ -73,18 +80,23 @@ def check_skip_list(stored: Stored) -> Check | None:
     """The modules listed as not converted exist and are not quantized; every matrix in full precision is listed."""
     if stored.format is None:
         return None
-    listed = stored.format.not_converted(stored.checkpoint.config[CONFIG_KEY])
-    findings = Findings("skip-list", f"{len(listed):,} modules listed, each of them in full precision")
     kept = {module_of(name): name for name in stored.kept}
-    quantized = {module_of(name) for name in stored.quantized}
-    for entry in listed:
-        if entry in quantized:
+    quantized = {module_of(name) for name in stored.weights}
+    block = stored.checkpoint.config[CONFIG_KEY]
+    listed = stored.format.excluded(block, kept.keys() | quantized)
+    findings = Findings("skip-list", f"{len(listed):,} entries, all that they cover is in full precision")
+    for entry, modules in listed.items():
+        wrong = sorted(modules & quantized)
+        if wrong:
+            which = "it" if wrong == [entry] else wrong[0]
             findings.add(
-                entry, "listed as not converted, but it is quantized: transformers would use its codes without scales"
+                entry,
+                f"listed as not converted, but {which} is quantized: engines would use its codes without scales",
             )
-        elif entry not in kept and (stored.has_mtp or not entry.startswith(stored.family.mtp_prefix)):
+        elif not modules and (stored.has_mtp or stored.family.mtp_prefix.rstrip(".") not in entry):
             findings.add(entry, "listed as not converted, but there is no such module")
-    for module in kept.keys() - set(listed):
+    covered = frozenset().union(*listed.values())
+    for module in kept.keys() - covered:
         name = kept[module]
         if len(stored.inventory[name]) == 2 and stored.family.is_skip_listed(name):
             findings.add(

@@ -41,7 +41,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "weights.relative_error_max": ("Weight error, worst tensor", "lower"),
     "mtp.acceptance_conditional": ("Draft acceptance given the step before, greedy", "higher"),
     "mtp.accept_length_sampled": ("Tokens per verification step, sampled", "higher"),
-    "weights.block_error_max": ("Weight error, worst 128 × 128 tile", "lower"),
+    "weights.block_error_max": ("Weight error, worst block of one scale", "lower"),
     "weights.max_abs": ("Weight error, largest single one", "lower"),
     "weights.quantized_tensors": ("Quantized tensors", ""),
     "weights.kept_changed": ("Kept tensors that changed", "lower"),

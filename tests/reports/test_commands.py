@@ -153,7 +153,7 @@ def test_compare_judges_draws_and_prints_the_path_last(
     text = tmp_path / "text.txt"
     text.write_text("Some words to measure on.\n\nAnd some more of them.")
     folder = tmp_path / "report"
-    words = ["--bf16", tmp_path, "--fp8", tmp_path, "--candidate", f"int4={tmp_path}", "--data", text, "--tokens", 99]
+    words = ["--bf16", tmp_path, "--fp8", tmp_path, "--int4", tmp_path, "--data", text, "--tokens", 99]
     result = run("compare", *words, "--seq-len", 33, "--draft-tokens", 2, "--weight-only", "--report", folder)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(folder / "report.html")

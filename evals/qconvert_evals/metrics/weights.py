@@ -1,12 +1,12 @@
 """Error of the weights themselves, tensor by tensor, against the base checkpoint.
 
     relative error = |W' - W| / |W|  (Frobenius)       SQNR = -20 log10(relative error) dB       largest |w' - w|
-    block error    = the largest relative error of any 128 x 128 tile of the tensor
+    block error    = the largest relative error of any tile of the tensor: what shares a scale, or else 128 x 128
 
 W' is what the codes and scales stand for, in fp32. A tensor's error averages over its tiles, so one wrong scale among
 hundreds hardly moves it; the block error does not average, so a doubled, swapped or zeroed scale shows in the tile it
-belongs to. A tile or tensor that is zero in the base is measured against the candidate's norm instead: error 1 unless
-both are zero.
+belongs to. Tiles of INT4 are groups within a row; their errors scatter more than those of FP8's large blocks. A tile
+or tensor that is zero in the base is measured against the candidate's norm instead: error 1 unless both are zero.
 
 A tensor is *touched* when it is quantized or differs from the base in any element. Slice "all" covers the touched
 tensors (value 0 and n 0 when there is none), "kind=..." every tensor of that kind. `kept_changed` counts tensors that
@@ -28,7 +28,7 @@ from torch import Tensor
 from qconvert_evals import statistics
 from qconvert_evals.metrics.found import Found
 
-TILE = 128
+PLAIN_TILE = (128, 128)  # of tensors without scales
 
 
 @dataclass(frozen=True)
@@ -65,32 +65,41 @@ class WeightState:
     extra: list[str] = field(default_factory=list)
 
 
-def update(state: WeightState, name: str, kind: str, base: Tensor, candidate: Tensor, quantized: bool) -> None:
-    """Add one tensor: both in plain form and of the same shape; `quantized` says how the candidate stores it."""
+def update(
+    state: WeightState,
+    name: str,
+    kind: str,
+    base: Tensor,
+    candidate: Tensor,
+    quantized: bool,
+    tile: tuple[int, int] = PLAIN_TILE,
+) -> None:
+    """Add one tensor: both in plain form and of the same shape; `quantized` says how the candidate stores it, `tile`
+    how many rows and columns share a scale there."""
     before, after = base.float(), candidate.float()
     error, signal = (after - before).square(), before.square()
     total = float(signal.sum(dtype=torch.float64)) or float(after.square().sum(dtype=torch.float64))
-    block_error, block = _worst_tile(error, signal, after) if base.dim() == 2 else (0.0, (0, 0))
+    block_error, block = _worst_tile(error, signal, after, tile) if base.dim() == 2 else (0.0, (0, 0))
     summed = float(error.sum(dtype=torch.float64))
     largest = float((after - before).abs().max()) if base.numel() else 0.0
     one = TensorError(name, kind, quantized, summed, total, largest, block_error, block)
     state.tensors.append(one)
 
 
-def _worst_tile(error: Tensor, signal: Tensor, after: Tensor) -> tuple[float, tuple[int, int]]:
+def _worst_tile(error: Tensor, signal: Tensor, after: Tensor, tile: tuple[int, int]) -> tuple[float, tuple[int, int]]:
     """Largest relative error of a tile and where the tile starts; all [N, K]."""
-    errors, signals, others = (_tile_sums(one) for one in (error, signal, after.square()))
+    errors, signals, others = (_tile_sums(one, tile) for one in (error, signal, after.square()))
     norms = torch.where(signals > 0, signals, others)
     ratios = torch.where(norms > 0, errors / norms, torch.zeros_like(norms)).sqrt()
     worst = int(ratios.nan_to_num(nan=math.inf).argmax())
     row, column = divmod(worst, ratios.shape[1])
-    return float(ratios.flatten()[worst]), (row * TILE, column * TILE)
+    return float(ratios.flatten()[worst]), (row * tile[0], column * tile[1])
 
 
-def _tile_sums(values: Tensor) -> Tensor:
-    """[N, K] -> sums over tiles [ceil(N / 128), ceil(K / 128)]; the last row and column may be smaller tiles."""
-    rows = torch.stack([band.sum(0) for band in torch.split(values, TILE, 0)])  # [n, K]
-    return torch.stack([band.sum(1) for band in torch.split(rows, TILE, 1)], dim=1)
+def _tile_sums(values: Tensor, tile: tuple[int, int]) -> Tensor:
+    """[N, K] -> sums over tiles, [n, k] of them; the last row and column may be smaller tiles."""
+    rows = values if tile[0] == 1 else torch.stack([band.sum(0) for band in torch.split(values, tile[0], 0)])  # [n, K]
+    return torch.stack([band.sum(1) for band in torch.split(rows, tile[1], 1)], dim=1)
 
 
 def result(state: WeightState) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget
 @click.command()
 @click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id.")
 @click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
+@click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
 @click.option(
     "--candidate", "candidates", multiple=True, metavar="NAME=PATH", help="Another conversion; may be repeated."
 )
@@ -47,6 +49,7 @@ def compare(
     ctx: click.Context,
     base: str,
     fp8: str | None,
+    int4: str | None,
     candidates: tuple[str, ...],
     data: str | None,
     tokens: int,
@@ -60,7 +63,7 @@ def compare(
     as_json: bool,
 ) -> None:
     """Measure how far conversions drift from BF16, and judge it."""
-    named = _named_candidates(fp8, candidates)
+    named = _named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations == "fp8-group128":
         raise UserError("--weight-only contradicts --activations fp8-group128", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
@@ -86,9 +89,9 @@ def compare(
     finish(ctx, results, judging, as_json)
 
 
-def _named_candidates(fp8: str | None, candidates: tuple[str, ...]) -> dict[str, str]:
+def _named_candidates(known: Mapping[str, str | None], candidates: tuple[str, ...]) -> dict[str, str]:
     """Lane name -> source."""
-    pairs = [("fp8", fp8)] if fp8 is not None else []
+    pairs = [(name, path) for name, path in known.items() if path is not None]
     for one in candidates:
         name, equals, path = one.partition("=")
         if not (name and equals and path):
@@ -98,7 +101,7 @@ def _named_candidates(fp8: str | None, candidates: tuple[str, ...]) -> dict[str,
     if len(named) != len(pairs):
         raise UserError("two candidates have the same name", found=", ".join(name for name, _ in pairs))
     if not named:
-        raise UserError("there is nothing to compare with", fix="give --fp8 DST or --candidate NAME=PATH")
+        raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
     return named
 
 

@@ -1,0 +1,85 @@
+"""The plan that writes the same quantized numbers in another file format, without arithmetic.
+
+Refused: a format that cannot hold the scheme (INT4 in `fp8`, FP8 in `gptq`), folders with more than one scheme, and,
+while it runs, numbers that the other format has no place for: act-order, a zero point of 0 in GPTQ version 1.
+"""
+
+from pathlib import Path
+
+from qconvert.checkpoint import Checkpoint, TensorSpec, resolve_source
+from qconvert.destination import check_destination
+from qconvert.errors import UserError
+from qconvert.families import family_of
+from qconvert.formats import CONFIG_KEY, Format, Weights, format_of, get_format
+from qconvert.plan import (
+    MAX_SHARD_SIZE,
+    PLAIN,
+    Plan,
+    TensorJob,
+    assign_shards,
+    copied_files,
+    left_out_notes,
+    source_state,
+)
+from qconvert.quantize_plan import config_block, config_text, output_specs
+from qconvert.recipe import KEEP
+from qconvert.schemes import Scheme
+
+
+def plan_convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    file_format: str,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+) -> Plan:
+    """Everything that `convert` will do, or a UserError that says why not."""
+    source = resolve_source(str(src))
+    checkpoint = Checkpoint.open(source)
+    check_destination(source, Path(dst), overwrite=overwrite)
+    reading = format_of(checkpoint.config)
+    if reading is None:
+        raise UserError(f"{source} is not quantized", where="config.json", expected=CONFIG_KEY, fix="qconvert quantize")
+    if reading.name == file_format:
+        raise UserError(f"{source} is in the format {file_format} already", fix="give another --format")
+    family, weights = family_of(checkpoint.config), Weights(checkpoint, reading)
+    scheme = _only_scheme(weights)
+    layout = get_format(file_format).configured(scheme)
+    shapes = {name: weights.shape(name) for name in weights.names}
+    block = config_block(family, layout, scheme, shapes, list(weights.stored))
+    copies, notes = copied_files(checkpoint)
+    return Plan(
+        operation="convert",
+        source=str(source),
+        destination=str(dst),
+        recipe={"name": "convert", "scheme": scheme.name, "from": reading.name, "format": file_format},
+        jobs=assign_shards([_job(weights, name, layout) for name in weights.names], max_shard_size),
+        config_text=config_text(checkpoint, block),
+        copies=tuple(copies),
+        source_files=source_state(checkpoint),
+        bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
+        warnings=tuple(family.warnings(checkpoint.config)),
+        notes=(*left_out_notes(checkpoint), *notes),
+    )
+
+
+def _only_scheme(weights: Weights) -> Scheme:
+    schemes = {scheme.name: scheme for scheme in weights.quantized.values()}
+    if len(schemes) != 1:
+        raise UserError(
+            "only folders with one number format can be converted",
+            found=", ".join(sorted(schemes)) or "no quantized weight",
+        )
+    return next(iter(schemes.values()))
+
+
+def _job(weights: Weights, name: str, layout: Format) -> TensorJob:
+    tensors = weights.checkpoint.tensors
+    if name not in weights.stored:
+        info = tensors[name]
+        return TensorJob(name, KEEP, None, {PLAIN: name}, {PLAIN: TensorSpec(name, info.dtype, info.shape)})
+    stored = weights.stored[name]
+    rows, columns = stored.shape
+    outputs = output_specs(layout, stored.scheme, name, (rows, columns), tensors[stored.parts["scales"]].dtype)
+    return TensorJob(name, "repack", stored.scheme.name, dict(stored.parts), outputs)

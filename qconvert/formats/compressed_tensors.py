@@ -1,0 +1,210 @@
+"""`quant_method: compressed-tensors`, which llm-compressor writes and vLLM, SGLang and transformers load.
+
+    INT4, format "pack-quantized"
+    <module>.weight_packed      I32 [N, K/8]       q[n, 8 j + i] + 8 at bits 4 i: packed along K
+    <module>.weight_scale       BF16 [N, G]        (also F16, F32)      W = (q - zero) * scale
+    <module>.weight_shape       I64 [2]            N, K
+    <module>.weight_zero_point  I32 [N/8, G]       zero + 8, packed along N, rounded up; only where asymmetric
+
+    FP8, format "float-quantized", strategy "block"
+    <module>.weight             F8_E4M3 [N, K]
+    <module>.weight_scale       BF16 [N/128, K/128]    the same multipliers that the format `fp8` calls weight_scale_inv
+
+`ignore` lists what is not quantized: full paths, or patterns with the prefix `re:`, matched from the start of a path.
+Left out: other bits and strategies, sparsity, activations other than those that go with block FP8, act-order (g_idx).
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from qconvert.errors import UserError
+from qconvert.formats.exclusions import covered, regex_test, shortest_runs
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers
+from qconvert.formats.int4 import BITS, Int4Format, check_whole_groups, group_size_in, is_symmetric
+from qconvert.formats.words import PER_WORD, pack_words, signed, unpack_words, unsigned
+from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
+
+METHOD = "compressed-tensors"
+PACKED, FLOAT = "pack-quantized", "float-quantized"
+PATTERN = "re:"
+BLOCK_SCHEME = "fp8-block128"
+FP8_SCALES = {"BF16": "bf16", "F32": "f32", "F16": "f32"}
+FP8_WEIGHTS = {
+    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "block", "block_structure": [128, 128],
+    "dynamic": False,
+}  # fmt: skip
+FP8_ACTIVATIONS = {
+    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "group", "group_size": 128, "dynamic": True,
+}  # fmt: skip
+
+
+def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> dict[str, Tensor]:
+    """Codes [N, K], scales and zeros [N, G] to the tensors on disk."""
+    parts = {
+        "packed": pack_words(unsigned(codes)),
+        "scales": scales.contiguous(),
+        "shape": torch.tensor(codes.shape, dtype=torch.int64),
+    }
+    if zeros is not None:
+        parts["zeros"] = pack_words(unsigned(zeros).T.contiguous()).T.contiguous()  # [N/8, G]
+    return parts
+
+
+def unpack(packed: Tensor, scales: Tensor, shape: Tensor, zeros: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors on disk to codes [N, K], scales and zeros [N, G]."""
+    rows, columns = packed.shape[0], packed.shape[1] * PER_WORD
+    if shape.tolist() != [rows, columns]:
+        raise UnreadableNumbers(f"weight_shape says {shape.tolist()}, its packed integers are {[rows, columns]}")
+    points = None if zeros is None else signed(unpack_words(zeros.T, rows).T)
+    return signed(unpack_words(packed, columns)), scales, points
+
+
+@dataclass(frozen=True)
+class CompressedTensors(Int4Format):
+    """The format; INT4 and FP8 weights may stand side by side."""
+
+    name: ClassVar[str] = METHOD
+    suffixes: ClassVar[Mapping[str, str]] = {
+        "packed": "weight_packed",
+        "scales": "weight_scale",
+        "shape": "weight_shape",
+        "zeros": "weight_zero_point",
+    }
+    needed: ClassVar[tuple[str, ...]] = ("packed", "scales", "shape")
+
+    def opened(self, block: Mapping[str, Any]) -> Self | None:
+        """All groups of the config are INT4 by groups or FP8 by blocks."""
+        if block.get("quant_method") != METHOD:
+            return None
+        own = self
+        for group in (block.get("config_groups") or {}).values():
+            weights = group.get("weights") or {}
+            if (weights.get("num_bits"), weights.get("type")) == (BITS, "int"):
+                _check(weights, {"strategy": ("group",), "actorder": (None, "weight", "static")})
+                symmetric = bool(weights.get("symmetric", True))
+                own = replace(own, group_size=group_size_in(weights, "group_size"), symmetric=symmetric)
+            else:
+                _check(weights, {key: (value,) for key, value in FP8_WEIGHTS.items() if key != "dynamic"})
+        return own
+
+    def configured(self, scheme: Scheme) -> Self:
+        """Both kinds of schemes."""
+        return self if scheme.name == BLOCK_SCHEME else super().configured(scheme)
+
+    def part_names(self, weight: str) -> dict[str, str]:
+        """FP8 codes keep the weight's name."""
+        return super().part_names(weight) | {"codes": weight}
+
+    def find(self, weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight | None:
+        """INT4 by its packed integers, FP8 by its type."""
+        if weight in tensors and tensors[weight].dtype == "F8_E4M3":
+            return _find_fp8(weight, tensors)
+        found = super().find(weight, tensors)
+        if found is not None and not self.symmetric and "zeros" not in found.parts:
+            raise UserError(f"{weight} is asymmetric but has no zero points", expected=self.part_names(weight)["zeros"])
+        if found is not None and self.symmetric and "zeros" in found.parts:
+            raise UserError(f"{found.parts['zeros']} is there, though the config says symmetric")
+        return found
+
+    def shape(self, packed: tuple[int, ...]) -> tuple[int, int]:
+        """[N, K/8] -> [N, K]."""
+        return (packed[0], packed[-1] * PER_WORD)
+
+    def is_striped(self, scheme: Scheme) -> bool:
+        """FP8 is not packed."""
+        return scheme.name == BLOCK_SCHEME
+
+    def layout(self, scheme: Scheme, shape: tuple[int, int], scale_type: str | None = None) -> Layout:
+        """Any shape that the scheme can hold."""
+        own = scheme.layout(shape)
+        if self.is_striped(scheme):
+            return own | {"scales": (scale_type or own["scales"][0], own["scales"][1])}
+        check_whole_groups(scheme, shape)
+        layout: Layout = {
+            "packed": ("I32", (shape[0], shape[1] // PER_WORD)),
+            "scales": (scale_type or own["scales"][0], own["scales"][1]),
+            "shape": ("I64", (2,)),
+        }
+        if not is_symmetric(scheme):
+            layout["zeros"] = ("I32", (-(-shape[0] // PER_WORD), own["scales"][1][1]))
+        return layout
+
+    def pack(self, numbers: QuantizedWeight) -> dict[str, Tensor]:
+        """A whole weight."""
+        if self.is_striped(numbers.scheme):
+            return {"codes": numbers.codes, "scales": numbers.scales}
+        return pack(numbers.codes, numbers.scales, numbers.zeros)
+
+    def unpack(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> QuantizedWeight:
+        """A whole weight."""
+        if self.is_striped(stored.scheme):
+            return QuantizedWeight(stored.scheme, parts["codes"], parts["scales"])
+        return QuantizedWeight(
+            stored.scheme, *unpack(parts["packed"], parts["scales"], parts["shape"], parts.get("zeros"))
+        )
+
+    def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
+        """One group for all linear layers but the ignored ones, in compressed-tensors' own words."""
+        if scheme.name == BLOCK_SCHEME:
+            file_format, weights, activations = FLOAT, FP8_WEIGHTS, FP8_ACTIVATIONS
+        else:
+            own = self.configured(scheme)
+            file_format, activations = PACKED, None
+            weights = {
+                "num_bits": BITS, "type": "int", "symmetric": own.symmetric, "strategy": "group",
+                "group_size": own.group_size, "dynamic": False,
+            }  # fmt: skip
+        group = {
+            "format": file_format,
+            "input_activations": activations,
+            "output_activations": None,
+            "targets": ["Linear"],
+            "weights": weights,
+        }
+        return {
+            "config_groups": {"group_0": group},
+            "format": file_format,
+            "global_compression_ratio": None,
+            "ignore": [PATTERN + run.pattern for run in shortest_runs(kept, converted)],
+            "kv_cache_scheme": None,
+            "quant_method": METHOD,
+            "quantization_status": "compressed",
+        }
+
+    def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
+        """Paths and patterns of `ignore`."""
+        return covered({entry: _test(entry) for entry in block.get("ignore") or []}, modules)
+
+
+def _test(entry: str) -> Callable[[str], bool]:
+    if entry.startswith(PATTERN):
+        return regex_test(entry.removeprefix(PATTERN))
+    return lambda module: module == entry
+
+
+def _check(weights: Mapping[str, Any], expected: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, allowed in expected.items():
+        if weights.get(key) not in allowed:
+            raise UserError(
+                f"this kind of compressed-tensors is not supported: {key} of the weights",
+                expected=" or ".join(map(repr, allowed)),
+                found=repr(weights.get(key)),
+            )
+
+
+def _find_fp8(weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight:
+    scale = f"{weight}_scale"
+    kind = tensors[scale].dtype if scale in tensors else "no such tensor"
+    if kind not in FP8_SCALES:
+        raise UserError(f"{weight} is FP8 but has no usable scale", expected=f"{scale} of a float type", found=kind)
+    shape = tensors[weight].shape
+    scheme = get_scheme(BLOCK_SCHEME, scales=FP8_SCALES[kind])
+    layout = scheme.layout((shape[0], shape[1])) if len(shape) == 2 else {}
+    return StoredWeight(scheme, shape, {"codes": weight, "scales": scale}, layout)
+
+
+FORMAT = CompressedTensors()
