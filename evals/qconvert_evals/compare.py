@@ -23,18 +23,17 @@ from typing import Any
 import torch
 
 import qconvert
-from qconvert.errors import UserError
-from qconvert.formats import open_weights
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, choose_numerics, head_fault, lane_identity
+from qconvert_evals.identity import check_comparable, head_fault, lane_identity
+from qconvert_evals.lanes import open_lanes
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
-from qconvert_evals.results import BASE_LANE, NOISE_LANE, Measurement, Results
+from qconvert_evals.results import NOISE_LANE, Measurement, Results
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.trunk import Track, run_trunk
 from qconvert_reference.lane import Lane
@@ -123,7 +122,7 @@ class _Comparison:
         progress: Progress | None,
     ) -> _Comparison:
         """Open and check everything before anything is computed."""
-        lane, others = _open_lanes(base, candidates, settings)
+        lane, others = open_lanes(base, candidates, settings.activations)
         faults = {}
         for other in others:
             check_comparable(lane, other)
@@ -247,24 +246,6 @@ class _Comparison:
             "draft_tokens": settings.draft_tokens,
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
-
-
-def _open_lanes(base: Path, candidates: Mapping[str, str | Path], settings: Settings) -> tuple[Lane, list[Lane]]:
-    taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
-    if taken:
-        raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
-    if not candidates:
-        raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
-    weights = open_weights(base)
-    if weights.quantized:
-        raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
-    numerics = choose_numerics(weights)
-    lane = Lane.open(BASE_LANE, weights, numerics)
-    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"))]
-    for name, path in candidates.items():
-        opened = open_weights(Path(path))
-        others.append(Lane.open(name, opened, choose_numerics(opened, activations=settings.activations)))
-    return lane, others
 
 
 def _bytes(lane: Lane) -> int:

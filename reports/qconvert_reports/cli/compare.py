@@ -63,7 +63,7 @@ def compare(
     as_json: bool,
 ) -> None:
     """Measure how far conversions drift from BF16, and judge it."""
-    named = _named_candidates({"fp8": fp8, "int4": int4}, candidates)
+    named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations == "fp8-group128":
         raise UserError("--weight-only contradicts --activations fp8-group128", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
@@ -89,8 +89,10 @@ def compare(
     finish(ctx, results, judging, as_json)
 
 
-def _named_candidates(known: Mapping[str, str | None], candidates: tuple[str, ...]) -> dict[str, str]:
-    """Lane name -> source."""
+def named_candidates(
+    known: Mapping[str, str | None], candidates: tuple[str, ...], *, needed: bool = True
+) -> dict[str, str]:
+    """Lane name -> source; refuses to give none where one is needed."""
     pairs = [(name, path) for name, path in known.items() if path is not None]
     for one in candidates:
         name, equals, path = one.partition("=")
@@ -100,7 +102,7 @@ def _named_candidates(known: Mapping[str, str | None], candidates: tuple[str, ..
     named = dict(pairs)
     if len(named) != len(pairs):
         raise UserError("two candidates have the same name", found=", ".join(name for name, _ in pairs))
-    if not named:
+    if needed and not named:
         raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
     return named
 
