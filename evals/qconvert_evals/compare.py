@@ -172,9 +172,10 @@ class _Comparison:
         self.found.append(logits.base_result(states[0], self.base.name))
         self.figures |= {"kl_histogram": {}, "position_kl": {}, "worst_tokens": []}
         for state in states:
-            self.found.append(logits.result(state))
+            positions = predictions.positions(state, seq_len)
+            self.found.append(logits.result(state, positions))
             self.figures["kl_histogram"][state.lane] = logits.histogram(state)
-            self.figures["position_kl"][state.lane] = logits.by_position(state, predictions.positions(state, seq_len))
+            self.figures["position_kl"][state.lane] = logits.by_position(state, positions)
             if state.lane != NOISE_LANE:
                 worst = predictions.worst_tokens(state, self.corpus, self.tokenizer, seq_len, WORST)
                 self.figures["worst_tokens"].extend(worst)
