@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+ERROR_BLOCK = 128  # columns whose squared errors are added first
+
 
 class UnusableWeight(ValueError):
     """A weight holds a value that no finite code can stand for. The caller knows the tensor, we know the place."""
@@ -48,6 +50,12 @@ class Scheme(Protocol):
         """Codes and scales back to a weight [N, K], one product in fp32 and one cast."""
         ...
 
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """What `squared_error` of this module gives for the weight and what codes and scales stand for in fp32."""
+        ...
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
         ...
@@ -78,3 +86,27 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""
         return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)
+
+
+def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:
+    """sum((decoded - weight)^2) and sum(weight^2) of [N, K], in fp64.
+
+    The order of additions is part of the definition, so that the sums are the same everywhere: within 128 columns of a
+    row one half is added to the other until one number is left; these are added one after the other, row by row.
+    """
+    exact = weight.double()
+    error = decoded.double() - exact
+    return add_blocks(_in_blocks(error * error)), add_blocks(_in_blocks(exact * exact))
+
+
+def add_blocks(sums: Tensor) -> float:
+    """The sum of [N, blocks], one number after the other."""
+    return float(sums.flatten().cumsum(0)[-1]) if sums.numel() else 0.0
+
+
+def _in_blocks(numbers: Tensor) -> Tensor:
+    """Sums of each ERROR_BLOCK columns of a row: [N, K] to [N, blocks]."""
+    halves = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % ERROR_BLOCK)).view(len(numbers), -1, ERROR_BLOCK)
+    while halves.shape[-1] > 1:
+        halves = halves[..., : halves.shape[-1] // 2] + halves[..., halves.shape[-1] // 2 :]
+    return halves[..., 0]
