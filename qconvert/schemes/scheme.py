@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ERROR_BLOCK = 128  # columns whose squared errors are added first
+ERROR_LANES = 128  # sums of squared errors in a row
 
 
 class UnusableWeight(ValueError):
@@ -91,22 +91,26 @@ class QuantizedWeight:
 def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:
     """sum((decoded - weight)^2) and sum(weight^2) of [N, K], in fp64.
 
-    The order of additions is part of the definition, so that the sums are the same everywhere: within 128 columns of a
-    row one half is added to the other until one number is left; these are added one after the other, row by row.
+    The order of additions is part of the definition, so that the sums are the same everywhere. In each row, columns
+    that stand 128 apart are added one after the other; then one half of the 128 sums is added to the other until one
+    number is left; then row is added to row.
     """
     exact = weight.double()
     error = decoded.double() - exact
-    return add_blocks(_in_blocks(error * error)), add_blocks(_in_blocks(exact * exact))
+    return add_rows(_row_sums(error * error)), add_rows(_row_sums(exact * exact))
 
 
-def add_blocks(sums: Tensor) -> float:
-    """The sum of [N, blocks], one number after the other."""
-    return float(sums.flatten().cumsum(0)[-1]) if sums.numel() else 0.0
+def add_rows(sums: Tensor) -> float:
+    """The sum of [N], one number after the other."""
+    return float(sums.cumsum(0)[-1]) if len(sums) else 0.0
 
 
-def _in_blocks(numbers: Tensor) -> Tensor:
-    """Sums of each ERROR_BLOCK columns of a row: [N, K] to [N, blocks]."""
-    halves = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % ERROR_BLOCK)).view(len(numbers), -1, ERROR_BLOCK)
-    while halves.shape[-1] > 1:
-        halves = halves[..., : halves.shape[-1] // 2] + halves[..., halves.shape[-1] // 2 :]
-    return halves[..., 0]
+def _row_sums(numbers: Tensor) -> Tensor:
+    """[N, K] to [N]."""
+    lanes = numbers.new_zeros(len(numbers), ERROR_LANES)
+    for start in range(0, numbers.shape[1], ERROR_LANES):
+        part = numbers[:, start : start + ERROR_LANES]
+        lanes[:, : part.shape[1]] += part
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
+    return lanes[:, 0]

@@ -7,12 +7,14 @@ Before its first use a loop is held against the plain code on a sample of every 
 compile here, or that differs, is named in a warning and not used. Everything else goes the plain way: other types,
 GPUs, small weights, a Python without numba.
 
-`fused.<module>` of a scheme has its `quantize` and `squared_error` as functions of the scheme and their arguments. numba is imported in these modules only, when a loop is first asked for.
+`fused.<module>` of a scheme has its `quantize` and `squared_error` as functions of the scheme and their arguments.
+numba is imported in these modules only, when a loop is first asked for.
 """
 
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -33,7 +35,8 @@ class Plain(Protocol):
         """Whether `quantize` takes the importance of inputs as a second argument."""
         ...
 
-    def plain(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight:
+    @property
+    def plain(self) -> Callable[..., QuantizedWeight]:
         """The specification of `quantize`."""
         ...
 
@@ -102,4 +105,5 @@ def sample() -> Tensor:
     weight[110:120] *= 2.0**-125
     weight[120:125] *= 2.0**125
     weight[125:130] = 0
-    return weight.bfloat16()
+    sampled: Tensor = weight.bfloat16()
+    return sampled

@@ -5,11 +5,8 @@ an fp32 number to 3 bits of mantissa by adding to its bits; below 2^-6, where co
 whose own steps are as wide.
 """
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qconvert.schemes.fp8_block128 import (
@@ -21,12 +18,11 @@ from qconvert.schemes.fp8_block128 import (
     block_count,
     unusable,
 )
-from qconvert.schemes.fused.jit import loop, step
-from qconvert.schemes.scheme import QuantizedWeight, add_blocks
+from qconvert.schemes.fused.jit import Array, Number, loop, step
+from qconvert.schemes.scheme import QuantizedWeight, add_rows
 
-Array: TypeAlias = NDArray[Any]
 f32, f64, u8, u16, u32 = np.float32, np.float64, np.uint8, np.uint16, np.uint32
-BLOCK = 128
+BLOCK = 128  # also the lanes of `scheme.squared_error`
 ROUNDING = {"f32": 0, "bf16": 1, "pow2": 2}
 SMALLEST_NORMAL = u32(0x3C800000)  # bits of 2^-6
 REBIAS = u32(120 << 3)  # between exponents of fp32 and of e4m3, in the place that they have in a code
@@ -56,19 +52,19 @@ def squared_error(
     scheme: Fp8Block128, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
 ) -> tuple[float, float]:
     """`scheme.squared_error` of a BF16 weight [N, K] and numbers whose scales are [N/128, K/128]."""
-    sums = np.empty((2, len(weight), scales.shape[1]))
+    sums = np.empty((2, len(weight)))
     _squared_error(
         weight.contiguous().view(torch.uint16).numpy(),
         codes.contiguous().view(torch.uint8).numpy(),
         scales.float().contiguous().numpy(),
         sums,
     )
-    return add_blocks(torch.from_numpy(sums[0])), add_blocks(torch.from_numpy(sums[1]))
+    return add_rows(torch.from_numpy(sums[0])), add_rows(torch.from_numpy(sums[1]))
 
 
 @loop
 def _quantize(
-    bits: Array, rounding: int, code_max: float, smallest: float, limit: int, codes: Array, scales: Array
+    bits: Array, rounding: Number, code_max: Number, smallest: Number, limit: Number, codes: Array, scales: Array
 ) -> bool:
     """All blocks of bits [N, K]; false as soon as a stripe holds a number beyond the limit or a NaN."""
     rows, columns = bits.shape
@@ -93,7 +89,7 @@ def _quantize(
 
 
 @step
-def _largest(bits: Array) -> int:
+def _largest(bits: Array) -> Number:
     """Largest magnitude, as bits of BF16."""
     found = u16(0)
     for index in range(len(bits)):
@@ -102,13 +98,13 @@ def _largest(bits: Array) -> int:
 
 
 @step
-def _number(bits: int) -> float:
+def _number(bits: Number) -> Number:
     """BF16 to FP32."""
     return u32(u32(bits) << u32(16)).view(f32)
 
 
 @step
-def _scale(maximum: int, rounding: int, code_max: float, smallest: float) -> float:
+def _scale(maximum: Number, rounding: Number, code_max: Number, smallest: Number) -> Number:
     """A block's scale as it is stored, from the bits of its maximum."""
     if maximum == 0:
         return f32(1)
@@ -122,7 +118,7 @@ def _scale(maximum: int, rounding: int, code_max: float, smallest: float) -> flo
 
 
 @step
-def _encode(bits: Array, scale: float, code_max: float, codes: Array) -> None:
+def _encode(bits: Array, scale: Number, code_max: Number, codes: Array) -> None:
     for index in range(len(bits)):
         sign = u32(u32(bits[index] >> u16(8)) & u32(0x80))
         size = min(f32(_number(u16(bits[index] & u16(0x7FFF))) / scale), code_max)
@@ -134,28 +130,28 @@ def _encode(bits: Array, scale: float, code_max: float, codes: Array) -> None:
 
 @loop
 def _squared_error(bits: Array, codes: Array, scales: Array, sums: Array) -> None:
-    """Sums of squares of each block of 128 columns of a row, of errors and of weights, into sums [2, N, blocks]."""
+    """Sums of squares of each row, of errors and of weights, into sums [2, N]."""
     rows, columns = bits.shape
     errors, squares = np.empty(BLOCK), np.empty(BLOCK)
     for row in range(rows):
+        errors[:], squares[:] = 0, 0
         for block in range(scales.shape[1]):
             start, stop = block * BLOCK, min(block * BLOCK + BLOCK, columns)
-            errors[:], squares[:] = 0, 0
-            _errors(bits[row, start:stop], codes[row, start:stop], scales[row // BLOCK, block], errors, squares)
-            sums[0, row, block], sums[1, row, block] = _halved(errors), _halved(squares)
+            _add_squares(bits[row, start:stop], codes[row, start:stop], scales[row // BLOCK, block], errors, squares)
+        sums[0, row], sums[1, row] = _halved(errors), _halved(squares)
 
 
 @step
-def _errors(bits: Array, codes: Array, scale: float, errors: Array, squares: Array) -> None:
+def _add_squares(bits: Array, codes: Array, scale: Number, errors: Array, squares: Array) -> None:
     for index in range(len(bits)):
         weight = f64(_number(bits[index]))
         error = f64(f32(_value(codes[index]) * scale)) - weight
-        errors[index] = error * error
-        squares[index] = weight * weight
+        errors[index] += error * error
+        squares[index] += weight * weight
 
 
 @step
-def _value(code: int) -> float:
+def _value(code: Number) -> Number:
     """e4m3 to FP32, NaN left out."""
     size = u32(u32(code) & u32(0x7F))
     normal = u32(u32(size << u32(20)) + u32(120 << 23)).view(f32)
@@ -164,11 +160,11 @@ def _value(code: int) -> float:
 
 
 @step
-def _halved(numbers: Array) -> float:
-    """The sum, by adding one half to the other."""
-    half = len(numbers) // 2
+def _halved(lanes: Array) -> Number:
+    """Their sum, by adding one half to the other."""
+    half = len(lanes) // 2
     while half:
         for index in range(half):
-            numbers[index] += numbers[index + half]
+            lanes[index] += lanes[index + half]
         half //= 2
-    return numbers[0]
+    return lanes[0]

@@ -4,22 +4,18 @@ Sums of the search are sums of integers in integers: exact in any order, so that
 Extremes are found on the bits of BF16, mapped to integers that are ordered as the numbers are.
 """
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from qconvert.schemes.fused.jit import loop, step
+from qconvert.schemes.fused.jit import Array, Number, loop, step
 from qconvert.schemes.int4 import Int4, rules
 from qconvert.schemes.int4.number_format import LARGEST_WEIGHT, SCALE_TYPES, unusable
-from qconvert.schemes.scheme import QuantizedWeight, add_blocks
+from qconvert.schemes.scheme import QuantizedWeight, add_rows
 
-Array: TypeAlias = NDArray[Any]
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
 u16, u32 = np.uint16, np.uint32
-BLOCK = 128  # of `scheme.squared_error`
+LANES = 128  # of `scheme.squared_error`
 # Added to a small number it leaves, in the lowest bits, the nearest integer, ties to even.
 ROUND, ROUND_BITS = f32(1.5 * 2.0**23), i32(0x4B400000)
 RULES = {"rtn": 0, "mse": 1, "imatrix": 2}
@@ -34,7 +30,8 @@ def quantize(scheme: Int4, weight: Tensor, importance: Tensor | None = None) -> 
     scales = torch.empty(rows, groups)
     zeros = torch.empty(rows, groups if scheme.asymmetric else 0, dtype=torch.int8)
     grid, width = (rules.GRID_ASYMMETRIC, 15.0) if scheme.asymmetric else (rules.GRID, 8.0)
-    weigher = rules.WeightedSums(scheme.padded(importance)) if importance is not None else None
+    padded = scheme.padded(importance)
+    weights = torch.zeros(0, scheme.group) if padded is None else rules.WeightedSums(padded).importance
     usable = _quantize(
         weight.contiguous().view(torch.uint16).numpy(),
         scheme.group,
@@ -44,7 +41,7 @@ def quantize(scheme: Int4, weight: Tensor, importance: Tensor | None = None) -> 
         torch.finfo(stored).eps,
         (grid, width, rules.SHORTEST, rules.LONGEST, rules.SMALLEST_SCALE),
         np.array([width / (part * grid) for part in rules.SHRINK], dtype=f32),
-        np.empty((0, scheme.group), i64) if weigher is None else weigher.importance.long().numpy(),
+        weights.long().numpy(),
         int(f32(LARGEST_WEIGHT).view(u32) >> 16),
         codes.numpy(),
         scales.numpy(),
@@ -59,8 +56,7 @@ def squared_error(
     scheme: Int4, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None
 ) -> tuple[float, float]:
     """`scheme.squared_error` of a BF16 weight [N, K] and numbers whose scales are [N, G]."""
-    rows, columns = weight.shape
-    sums = np.empty((2, rows, -(-columns // BLOCK)))
+    sums = np.empty((2, len(weight)))
     _squared_error(
         weight.contiguous().view(torch.uint16).numpy(),
         scheme.group,
@@ -69,19 +65,20 @@ def squared_error(
         np.empty((0, 0), i8) if zeros is None else zeros.contiguous().numpy(),
         sums,
     )
-    return add_blocks(torch.from_numpy(sums[0])), add_blocks(torch.from_numpy(sums[1]))
+    return add_rows(torch.from_numpy(sums[0])), add_rows(torch.from_numpy(sums[1]))
 
 
 @loop
 def _quantize(
-    bits: Array, group: int, rule: int, asymmetric: bool, bf16_scales: bool, least_scale: float,
-    constants: tuple[float, ...], factors: Array, importance: Array, limit: int,
+    bits: Array, group: Number, rule: Number, asymmetric: Number, bf16_scales: Number, least_scale: Number,
+    constants: tuple[float, ...], factors: Array, importance: Array, limit: Number,
     codes: Array, scales: Array, zeros: Array,
 ) -> bool:  # fmt: skip
     """All groups of bits [N, K]; false as soon as a number beyond the limit or a NaN is met."""
     rows, columns = bits.shape
     tile, steps, whole = np.empty(group, f32), np.empty(group, f32), np.empty(group, i32)
     weighted = np.empty(group, i64)
+    grid = constants[0]
     for row in range(rows):
         for index in range(scales.shape[1]):
             start, stop = index * group, min(index * group + group, columns)
@@ -96,7 +93,7 @@ def _quantize(
                 scale, zero = _plain_rule(low, high, asymmetric, bf16_scales, f32(least_scale))
             else:
                 reach, zero = _reach(low, high, asymmetric)
-                _to_grid(tile, reach, f32(constants[0]), steps, whole)
+                _to_grid(tile, reach, f32(grid), steps, whole)
                 least, most = i32(i32(-8) - i32(zero)), i32(i32(7) - i32(zero))
                 if rule == 1:
                     ratio = _search(steps, whole, factors, least, most)
@@ -111,7 +108,7 @@ def _quantize(
 
 
 @step
-def _extremes(bits: Array) -> tuple[int, int]:
+def _extremes(bits: Array) -> tuple[Number, Number]:
     """Smallest and largest number, as integers in the order of the numbers: -x is the complement of x."""
     low, high = i16(0x7FFF), i16(-0x8000)
     for index in range(len(bits)):
@@ -122,7 +119,7 @@ def _extremes(bits: Array) -> tuple[int, int]:
 
 
 @step
-def _number(key: int) -> float:
+def _number(key: Number) -> Number:
     bits = u16(key ^ ((key >> 15) & 0x7FFF))
     return u32(u32(bits) << u32(16)).view(f32)
 
@@ -137,14 +134,16 @@ def _widen(bits: Array, tile: Array) -> None:
 
 
 @step
-def _to_bf16(number: float) -> float:
+def _to_bf16(number: Number) -> Number:
     """The nearest BF16 number, ties to even."""
     bits = f32(number).view(u32)
     return u32(u32(bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) & u32(0xFFFF0000)).view(f32)
 
 
 @step
-def _plain_rule(low: float, high: float, asymmetric: bool, bf16_scales: bool, least: float) -> tuple[float, float]:
+def _plain_rule(
+    low: Number, high: Number, asymmetric: Number, bf16_scales: Number, least: Number
+) -> tuple[Number, Number]:
     """`rules._rtn` and, for BF16 weights, `rules._rtn_asymmetric`."""
     span = _to_bf16(high - low) if asymmetric else max(high, -low)
     scale = span / (f32(15) if asymmetric else f32(7.5))
@@ -159,7 +158,7 @@ def _plain_rule(low: float, high: float, asymmetric: bool, bf16_scales: bool, le
 
 
 @step
-def _reach(low: float, high: float, asymmetric: bool) -> tuple[float, float]:
+def _reach(low: Number, high: Number, asymmetric: Number) -> tuple[Number, Number]:
     """What the searched range is a part of, signed where numbers are symmetric; and the zero point."""
     if not asymmetric:
         return (-high if high > -low else -low), f32(0)
@@ -170,7 +169,7 @@ def _reach(low: float, high: float, asymmetric: bool) -> tuple[float, float]:
 
 
 @step
-def _to_grid(tile: Array, reach: float, grid: float, steps: Array, whole: Array) -> None:
+def _to_grid(tile: Array, reach: Number, grid: Number, steps: Array, whole: Array) -> None:
     """Weights as integers of `grid` steps per reach, as floats and as integers."""
     divisor = f32(1) if reach == 0 else reach
     for index in range(len(tile)):
@@ -180,14 +179,14 @@ def _to_grid(tile: Array, reach: float, grid: float, steps: Array, whole: Array)
 
 
 @step
-def _code(steps: float, factor: float, least: int, most: int) -> int:
+def _code(steps: Number, factor: Number, least: Number, most: Number) -> Number:
     """A number on the grid to the code - zero of a range."""
     nearest = f32(steps * factor + ROUND).view(i32)
     return min(max(i32(nearest - ROUND_BITS), least), most)
 
 
 @step
-def _search(steps: Array, whole: Array, factors: Array, least: int, most: int) -> float:
+def _search(steps: Array, whole: Array, factors: Array, least: Number, most: Number) -> Number:
     """sum(t q) / sum(q^2) of the first range of largest gain, sum(t q)^2 / sum(q^2)."""
     best, ratio = f64(-1), f64(0)
     for trial in range(len(factors)):
@@ -204,7 +203,9 @@ def _search(steps: Array, whole: Array, factors: Array, least: int, most: int) -
 
 
 @step
-def _search_weighted(steps: Array, importance: Array, weighted: Array, factors: Array, least: int, most: int) -> float:
+def _search_weighted(
+    steps: Array, importance: Array, weighted: Array, factors: Array, least: Number, most: Number
+) -> Number:
     """The same with each term times the importance of its input."""
     for index in range(len(steps)):
         weighted[index] = importance[index] * i64(steps[index])
@@ -223,7 +224,7 @@ def _search_weighted(steps: Array, importance: Array, weighted: Array, factors: 
 
 
 @step
-def _covering(ratio: float, reach: float, constants: tuple[float, ...], bf16_scales: bool) -> float:
+def _covering(ratio: Number, reach: Number, constants: tuple[float, ...], bf16_scales: Number) -> Number:
     """The scale that a search found, as it is stored."""
     grid, width, shortest, longest, smallest = constants
     covered = min(max(ratio * (width / grid), shortest), longest)
@@ -237,45 +238,44 @@ def _covering(ratio: float, reach: float, constants: tuple[float, ...], bf16_sca
 
 
 @step
-def _encode(tile: Array, scale: float, zero: float, codes: Array) -> None:
+def _encode(tile: Array, scale: Number, zero: Number, codes: Array) -> None:
     for index in range(len(codes)):
         codes[index] = i8(min(max(np.rint(tile[index] / scale + zero), f32(-8)), f32(7)))
 
 
 @loop
-def _squared_error(bits: Array, group: int, codes: Array, scales: Array, zeros: Array, sums: Array) -> None:
-    """Sums of squares of each block of 128 columns of a row, of errors and of weights, into sums [2, N, blocks]."""
+def _squared_error(bits: Array, group: Number, codes: Array, scales: Array, zeros: Array, sums: Array) -> None:
+    """Sums of squares of each row, of errors and of weights, into sums [2, N]."""
     rows, columns = bits.shape
-    errors, squares = np.empty(BLOCK), np.empty(BLOCK)
+    errors, squares = np.empty(LANES), np.empty(LANES)
     for row in range(rows):
-        for block in range(sums.shape[2]):
-            errors[:], squares[:] = 0, 0
-            first, last = block * BLOCK, min(block * BLOCK + BLOCK, columns)
-            for start in range(first, last, group):
-                stop, index = min(start + group, last), start // group
-                zero = f32(zeros[row, index]) if zeros.shape[1] else f32(0)
-                _errors(
-                    bits[row, start:stop], codes[row, start:stop], scales[row, index], zero,
-                    errors[start - first : stop - first], squares[start - first : stop - first],
-                )  # fmt: skip
-            sums[0, row, block], sums[1, row, block] = _halved(errors), _halved(squares)
+        errors[:], squares[:] = 0, 0
+        for index in range(scales.shape[1]):
+            start, stop = index * group, min(index * group + group, columns)
+            first, last = start % LANES, start % LANES + stop - start
+            zero = f32(zeros[row, index]) if zeros.shape[1] else f32(0)
+            _add_squares(
+                bits[row, start:stop], codes[row, start:stop], scales[row, index], zero,
+                errors[first:last], squares[first:last],
+            )  # fmt: skip
+        sums[0, row], sums[1, row] = _halved(errors), _halved(squares)
 
 
 @step
-def _errors(bits: Array, codes: Array, scale: float, zero: float, errors: Array, squares: Array) -> None:
+def _add_squares(bits: Array, codes: Array, scale: Number, zero: Number, errors: Array, squares: Array) -> None:
     for index in range(len(bits)):
         weight = f64(u32(u32(bits[index]) << u32(16)).view(f32))
         error = f64(f32((f32(codes[index]) - zero) * scale)) - weight
-        errors[index] = error * error
-        squares[index] = weight * weight
+        errors[index] += error * error
+        squares[index] += weight * weight
 
 
 @step
-def _halved(numbers: Array) -> float:
-    """The sum, by adding one half to the other."""
-    half = len(numbers) // 2
+def _halved(lanes: Array) -> Number:
+    """Their sum, by adding one half to the other."""
+    half = len(lanes) // 2
     while half:
         for index in range(half):
-            numbers[index] += numbers[index + half]
+            lanes[index] += lanes[index + half]
         half //= 2
-    return numbers[0]
+    return lanes[0]

@@ -7,23 +7,25 @@ calls only functions of its own file, takes constants of other modules as argume
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Number: TypeAlias = Any  # a numpy scalar inside of a loop, whose type numba infers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def step(function: Function) -> Function:
     """A function for use inside loops."""
-    compiled: Function = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def loop(function: Function) -> Function:
     """A function to be called from Python."""
     try:
-        compiled: Function = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        return cast(Function, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
     except RuntimeError:  # no folder to keep it in
         return step(function)
-    return compiled
