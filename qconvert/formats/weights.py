@@ -109,6 +109,8 @@ def slice_rows(numbers: QuantizedWeight, start: int, stop: int) -> QuantizedWeig
 
 def join_rows(stripes: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Consecutive rows of a weight to the whole."""
+    if len(stripes) == 1:
+        return stripes[0]
     zeros = [numbers.zeros for numbers in stripes if numbers.zeros is not None]
     return QuantizedWeight(
         stripes[0].scheme,

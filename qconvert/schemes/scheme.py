@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+ERROR_LANES = 128  # sums of squared errors in a row
+
 
 class UnusableWeight(ValueError):
     """A weight holds a value that no finite code can stand for. The caller knows the tensor, we know the place."""
@@ -48,6 +50,12 @@ class Scheme(Protocol):
         """Codes and scales back to a weight [N, K], one product in fp32 and one cast."""
         ...
 
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """What `squared_error` of this module gives for the weight and what codes and scales stand for in fp32."""
+        ...
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
         ...
@@ -78,3 +86,31 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""
         return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)
+
+
+def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:
+    """sum((decoded - weight)^2) and sum(weight^2) of [N, K], in fp64.
+
+    The order of additions is part of the definition, so that the sums are the same everywhere. In each row, columns
+    that stand 128 apart are added one after the other; then one half of the 128 sums is added to the other until one
+    number is left; then row is added to row.
+    """
+    exact = weight.double()
+    error = decoded.double() - exact
+    return add_rows(_row_sums(error * error)), add_rows(_row_sums(exact * exact))
+
+
+def add_rows(sums: Tensor) -> float:
+    """The sum of [N], one number after the other."""
+    return float(sums.cumsum(0)[-1]) if len(sums) else 0.0
+
+
+def _row_sums(numbers: Tensor) -> Tensor:
+    """[N, K] to [N]."""
+    lanes = numbers.new_zeros(len(numbers), ERROR_LANES)
+    for start in range(0, numbers.shape[1], ERROR_LANES):
+        part = numbers[:, start : start + ERROR_LANES]
+        lanes[:, : part.shape[1]] += part
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
+    return lanes[:, 0]

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from qconvert.errors import UserError
+from qconvert.schemes import fused
 from qconvert.schemes.int4 import rules
-from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight
+from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
 
 METHODS = ("mse", "rtn", "imatrix")  # the first is the default
 LARGEST_WEIGHT = 2.0**127
@@ -55,6 +56,11 @@ class Int4:
         """A scale belongs to a group within one row."""
         return 1, self.group
 
+    @property
+    def weighted(self) -> bool:
+        """Whether `quantize` takes the importance of inputs."""
+        return self.method == "imatrix"
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The numbers before a format packs them: one signed byte per weight, one scale per started group."""
         groups = (shape[0], -(-shape[1] // self.group))
@@ -65,9 +71,14 @@ class Int4:
         return parts | {"zeros": ("I8", groups)} if self.asymmetric else parts
 
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
-        """Weight [N, K] to numbers, CHUNK values at a time; `importance` [K] of the inputs for method "imatrix"."""
-        if (self.method == "imatrix") != (importance is not None):
+        """Weight [N, K] to numbers; `importance` [K] of the inputs for method "imatrix". Raises UnusableWeight."""
+        if self.weighted != (importance is not None):
             raise ValueError(f"method {self.method} takes {'no ' * (importance is not None)}importance of inputs")
+        loops = self._loops(weight)
+        return self.plain(weight, importance) if loops is None else loops.quantize(self, weight, importance)
+
+    def plain(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
+        """`quantize` as its specification has it, CHUNK values at a time."""
         (rows, columns), device = weight.shape, weight.device
         groups = -(-columns // self.group)
         codes = torch.empty(rows, columns, dtype=torch.int8, device=device)  # [N, K]
@@ -75,14 +86,14 @@ class Int4:
         zeros = torch.empty(rows, groups, dtype=torch.int8, device=device) if self.asymmetric else None  # [N, G]
         step = max(1, min(rows, CHUNK // (groups * self.group)))
         stripe = torch.zeros(step, groups * self.group, device=device)  # [step, K padded with zeros]
-        choose = rules.rule(self.method, self.asymmetric, weight.dtype, scales.dtype, self._padded(importance))
+        choose = rules.rule(self.method, self.asymmetric, weight.dtype, scales.dtype, self.padded(importance))
         for start in range(0, rows, step):
             part = stripe[: min(step, rows - start)]
             part[:, :columns] = weight[start : start + step]
             tiles = part.view(-1, self.group)  # [step * G, group]
             low, high = tiles.amin(-1), tiles.amax(-1)  # [step * G]
             if not bool((torch.maximum(high, -low) <= LARGEST_WEIGHT).all()):  # NaN compares false, too
-                raise _unusable(weight[start : start + step], start)
+                raise unusable(weight[start : start + step], start)
             scale, zero = choose(tiles, low, high)
             scales[start : start + step] = scale.view(-1, groups)
             if zeros is not None and zero is not None:
@@ -104,6 +115,15 @@ class Int4:
                 values -= self._across(zeros[start : start + step], columns)
             weight[start : start + step] = values.mul_(self._across(scales[start : start + step], columns))
         return weight
+
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """Sums of squares of errors and of weights; see `scheme.squared_error`."""
+        loops = self._loops(weight)
+        if loops is not None:
+            return loops.squared_error(self, weight, codes, scales, zeros)
+        return squared_error(weight, self.dequantize(codes, scales, zeros, torch.float32))
 
     def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Half a step inside the range of the codes; outside, the distance to its end, if the search could choose it.
@@ -151,11 +171,14 @@ class Int4:
             if len(where := mask.nonzero())
         ]
 
+    def _loops(self, weight: Tensor) -> fused.Loops | None:
+        return None if self.scale_type == "f16" else fused.loops_for(self, "int4", weight)
+
     def _across(self, values: Tensor, columns: int) -> Tensor:
         """[N, G] to fp32 [N, K]."""
         return values.float().repeat_interleave(self.group, dim=1)[:, :columns]
 
-    def _padded(self, importance: Tensor | None) -> Tensor | None:
+    def padded(self, importance: Tensor | None) -> Tensor | None:
         """[K] to [G, group]; what is no input has no importance."""
         if importance is None:
             return None
@@ -193,7 +216,7 @@ def make(group: int, *, scales: str = "bf16", method: str | None = None, asymmet
     return Int4(group, scales, method, asymmetric)
 
 
-def _unusable(stripe: Tensor, first_row: int) -> UnusableWeight:
+def unusable(stripe: Tensor, first_row: int = 0) -> UnusableWeight:
     """The first value of the stripe [step, K] that is NaN, infinite or too large."""
     row, column = (~(stripe.float().abs() <= LARGEST_WEIGHT)).nonzero()[0].tolist()
     return UnusableWeight(first_row + row, column, float(stripe[row, column]))
