@@ -10,29 +10,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from true_shapes import write_true_shapes
 
+# A child's ru_maxrss is never below the memory of the process that forked it, so a small one stands between.
+MEASURE = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+os.sync()
+print(time.perf_counter() - start, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+"""
+
 
 def run(command: list[str]) -> tuple[float, float]:
     """Wall seconds of a command (sync included) and its peak RSS in GB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    os.sync()
-    wall = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) != 0:
+    measured = subprocess.run(
+        [sys.executable, "-S", "-c", MEASURE, *command], stdout=subprocess.PIPE, text=True, check=True
+    )
+    wall, kilobytes, code = measured.stdout.split()
+    if int(code) != 0:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return wall, usage.ru_maxrss * 1024 / 1e9
+    return float(wall), int(kilobytes) * 1024 / 1e9
 
 
 def main() -> None:

@@ -1,15 +1,18 @@
 """Folders that other people's tools made of one tiny checkpoint, kept as what they changed.
 
     fixtures/<case>.safetensors   the tensors that the tool wrote and the source has not, or has otherwise
-    fixtures/<case>.json          {"made_by": {package: version}, "call": text, "removed": [names], "config": block}
+    fixtures/<case>.json          {"made_by": {package: version}, "call": text, "removed": [names], "config": block,
+                                   "decoded": {weight: sha256 of what the tool's own code makes of its numbers}}
 
 `write_source` draws the source from integers, so that it is the same bits on every machine and with every torch.
 `save` is for the scripts `made_by_*.py`, which are run by hand in an environment of the tool; `restore` for tests. A
 folder whose kept tensors the tool changed cannot be saved unnoticed: they would be stored, too.
 """
 
+import hashlib
 import importlib.metadata
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from torch import Tensor
 from qconvert.checkpoint import load_safetensors, read_config, save_safetensors, write_checkpoint
 from qconvert.families import family_of
 from tests.tiny import tiny_config
+
+Decode = Callable[[dict[str, Tensor]], Tensor]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CONFIG = tiny_config(
@@ -70,8 +75,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def save(case: str, folder: Path, before: dict[str, Tensor], call: str, *packages: str) -> None:
-    """Keep what a tool changed."""
+def sha256(weight: Tensor) -> str:
+    """Of a weight [N, K] in its own type; -0 counts as 0, as some tools decode by multiplying the identity."""
+    weight = weight + 0  # -0 + 0 is 0
+    return hashlib.sha256(weight.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def save(
+    case: str, folder: Path, before: dict[str, Tensor], call: str, *packages: str, decode: Decode | None = None
+) -> None:
+    """Keep what a tool changed. `decode` makes a weight [N, K], in the type of its scales, of a module's tensors."""
     after = read_tensors(folder)
     own = {
         name: data.contiguous()
@@ -79,13 +92,22 @@ def save(case: str, folder: Path, before: dict[str, Tensor], call: str, *package
         if name not in before or data.dtype != before[name].dtype or not torch.equal(data, before[name])
     }
     save_safetensors(FIXTURES / f"{case}.safetensors", own)
+    removed = sorted(name for name in before if name not in after)
+    packed = [name for name in removed if module_parts(own, name)]  # the others are lost
     record = {
         "made_by": {package: importlib.metadata.version(package) for package in packages},
         "call": call,
-        "removed": sorted(name for name in before if name not in after),
+        "removed": removed,
         "config": read_config(folder)[1]["quantization_config"],
+        "decoded": {} if decode is None else {name: sha256(decode(module_parts(own, name))) for name in packed},
     }
     (FIXTURES / f"{case}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def module_parts(tensors: dict[str, Tensor], weight: str) -> dict[str, Tensor]:
+    """The tensors of one module by their last names."""
+    module = weight.removesuffix("weight")
+    return {name.removeprefix(module): data for name, data in tensors.items() if name.startswith(module)}
 
 
 def load(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

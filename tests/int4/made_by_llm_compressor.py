@@ -46,13 +46,11 @@ def main() -> None:
         own = {f"g{group}{'' if sym else '-asym'}": scheme(group, sym) for group in (32, 64) for sym in (True, False)}
         for kind, chosen in (presets | own).items():
             model_free_ptq(loose, work / kind, scheme=chosen, max_workers=1)
-            save(
-                f"llm-compressor-matrices-{kind}", work / kind, weights, f"model_free_ptq, {name_of(chosen)}", *PACKAGES
-            )
+            save(f"llm-compressor-matrices-{kind}", work / kind, weights, name_of(chosen), *PACKAGES)
         for kind in ("g32", "g32-asym"):  # its FP8_BLOCK cannot save weights whose width is no multiple of 128
             target = work / f"model-{kind}"
             model_free_ptq(model, target, scheme=own[kind], ignore=IGNORED, max_workers=1)
-            save(f"llm-compressor-{kind}", target, source_tensors(), f"model_free_ptq, {name_of(own[kind])}", *PACKAGES)
+            save(f"llm-compressor-{kind}", target, source_tensors(), name_of(own[kind]), *PACKAGES)
 
 
 if __name__ == "__main__":
