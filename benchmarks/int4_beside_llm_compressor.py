@@ -5,8 +5,8 @@ default) through both, W4A16 and W4A16_ASYM at each group size, and FP8_BLOCK. C
 codes; codes that differ where the quotient, rounded to BF16 as llm-compressor rounds it, is a tie between two integers
 (INT4) or where that rounding alone gives its code (FP8); and codes that differ without either: `unexplained`.
 
-`--what speed`: the 80B model's true shapes, one layer (4.5 GB), rounds of `cp -r`, ours (rtn, mse) and theirs, each with
-sync; medians and the largest peak RSS. Theirs quantizes the routed experts only, as our default recipe does.
+`--what speed`: the 80B model's true shapes, one layer (4.5 GB), rounds of `cp -r`, ours (rtn, mse) and theirs, each
+with sync; medians and the largest peak RSS. Theirs quantizes the routed experts only, as our default recipe does.
 
 llm-compressor lives in an environment of its own, named by --python. It is a witness, never a dependency.
 """

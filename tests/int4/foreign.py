@@ -92,13 +92,15 @@ def save(
         if name not in before or data.dtype != before[name].dtype or not torch.equal(data, before[name])
     }
     save_safetensors(FIXTURES / f"{case}.safetensors", own)
+    block = read_config(folder)[1]["quantization_config"]
+    block.get("meta", {}).pop("offload_to_disk_path", None)  # of the machine that the tool ran on
     removed = sorted(name for name in before if name not in after)
     packed = [name for name in removed if module_parts(own, name)]  # the others are lost
     record = {
         "made_by": {package: importlib.metadata.version(package) for package in packages},
         "call": call,
         "removed": removed,
-        "config": read_config(folder)[1]["quantization_config"],
+        "config": block,
         "decoded": {} if decode is None else {name: sha256(decode(module_parts(own, name))) for name in packed},
     }
     (FIXTURES / f"{case}.json").write_text(json.dumps(record, indent=1) + "\n")
