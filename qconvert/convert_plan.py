@@ -49,6 +49,7 @@ def plan_convert(
     scheme = _only_scheme(weights)
     layout = get_format(file_format).configured(scheme)
     check_side_parts(weights, layout)
+    _refuse_unsayable(reading, checkpoint, layout)
     shapes = {name: weights.shape(name) for name in weights.names}
     block = config_block(family, layout, scheme, shapes, list(weights.stored))
     copies, notes = copied_files(checkpoint)
@@ -65,6 +66,17 @@ def plan_convert(
         warnings=tuple(family.warnings(checkpoint.config)),
         notes=(*left_out_notes(checkpoint), *notes),
     )
+
+
+def _refuse_unsayable(reading: Format, checkpoint: Checkpoint, layout: Format) -> None:
+    found = reading.unsayable(checkpoint.config[CONFIG_KEY])
+    if found:
+        raise UserError(
+            f"{layout.name} has no word for a setting of this folder, without which engines compute something else",
+            where=CONFIG_KEY,
+            found="; ".join(found),
+            fix="use the folder as it is, or take the setting out if you do not mean it",
+        )
 
 
 def _only_scheme(weights: Weights) -> Scheme:

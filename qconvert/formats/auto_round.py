@@ -63,6 +63,10 @@ class AutoRound(Gptq):
         """Entries with 16 bits, and what is outside the blocks."""
         return _excluded(block, modules)
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Quantized activations."""
+        return _unsayable(block)
+
     def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
         """Engines go by the entries and blocks alone."""
         return set()
@@ -78,9 +82,18 @@ class AutoRoundAwq(Awq):
         """The config is AutoRound's."""
         return _excluded(block, modules)
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Quantized activations."""
+        return _unsayable(block)
+
     def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
         """Engines go by the entries and blocks alone."""
         return set()
+
+
+def _unsayable(block: Mapping[str, Any]) -> list[str]:
+    bits = block.get("act_bits")
+    return [] if bits is None or bits >= 16 else [f"act_bits {bits}"]
 
 
 def _excluded(block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:

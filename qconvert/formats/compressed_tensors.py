@@ -156,6 +156,19 @@ class CompressedTensors(Int4Format):
         """Packed along N."""
         return _zero_points(parts.get("zeros"), stored.shape[0])
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Activations unlike those that other formats take for granted, and what is beyond linear layers."""
+        found = [f"{key} {block[key]}" for key in ("kv_cache_scheme", "transform_config") if block.get(key)]
+        for group in (block.get("config_groups") or {}).values():
+            int4 = (group.get("weights") or {}).get("type") == "int"
+            usual: Mapping[str, Any] = {} if int4 else FP8_ACTIVATIONS
+            own = group.get("input_activations") or {}
+            if {key: own.get(key) for key in usual} != usual or bool(own) != bool(usual):
+                found.append(f"input_activations {own or None}")
+            if group.get("output_activations"):
+                found.append(f"output_activations {group['output_activations']}")
+        return found
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """One group for all linear layers but the ignored ones, in compressed-tensors' own words."""
         if scheme.name == BLOCK_SCHEME:

@@ -111,6 +111,10 @@ class Format(Protocol):
         """Raises UnreadableNumbers for zero points that the format has no place for."""
         ...
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Settings of a folder beyond those of its weights' numbers, which no other format has a word for."""
+        ...
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """The `quantization_config` for config.json, from the paths of modules kept and of modules converted."""
         ...

@@ -100,6 +100,11 @@ class Fp8:
     def check_zero_points(self, zeros: Tensor) -> None:
         """There are none."""
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Activations with a scale of their own."""
+        scheme = block.get("activation_scheme", "dynamic")
+        return [] if scheme == "dynamic" else [f"activation_scheme {scheme!r}"]
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """The block as Qwen writes it: every kept module by its full path."""
         return {

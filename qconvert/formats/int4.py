@@ -72,6 +72,10 @@ class Int4Format:
     def check_zero_points(self, zeros: Tensor) -> None:
         """There is a place for all sixteen."""
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Only weights are quantized."""
+        return []
+
     def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
         """Engines go by the entries alone."""
         return set()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from qconvert.formats import CONFIG_KEY
 from qconvert.formats.auto_round import PLAIN_ZEROS
-from qconvert.inspection.contents import Contents
+from qconvert.inspection.contents import Contents, config_type
 from qconvert.inspection.report import EngineWarning
 from qconvert.schemes import Scheme
 from qconvert.verification.structure import guessed_by_vllm
@@ -62,6 +62,14 @@ def _settings(contents: Contents) -> Iterator[EngineWarning]:
     packing = block.get("packing_format")
     if packing in PLAIN_ZEROS:
         yield EngineWarning("vLLM", f"refuses the packing {packing!r}; convert to compressed-tensors or awq")
+    types = {weight.layout["scales"][0] for weight in contents.stored.weights.values() if "scales" in weight.layout}
+    model = config_type(contents.config)
+    if types - {model}:
+        yield EngineWarning(
+            "vLLM, SGLang",
+            f"hold scales in the model's type, {model}, and round those stored as {', '.join(sorted(types))} at load: "
+            "weights move by up to 2^-9 of their size",
+        )
     guessed = guessed_by_vllm(contents.stored)
     if guessed:
         yield EngineWarning(
