@@ -61,6 +61,14 @@ def summary(costs: list[Cost], size: int) -> dict[str, Any]:
     }
 
 
+def make_source(folder: Path, layers: int = 1) -> int:
+    """Write a checkpoint and return its size, in a process of its own: the kernel counts the memory of the process that
+    starts a command as the command's."""
+    maker = Path(__file__).resolve().with_name("true_shapes.py")
+    subprocess.run([sys.executable, maker, folder, "--layers", str(layers)], check=True, stdout=sys.stderr)
+    return (folder / "model.safetensors").stat().st_size
+
+
 def groups(arguments: list[str]) -> tuple[list[str], list[list[str]]]:
     """Our own arguments, and those after each `--`."""
     parts: list[list[str]] = [[]]
@@ -84,10 +92,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="qconvert-bench-", dir=options.folder))
     try:
         source, target = work / "source", work / "target"
-        # In a process of its own: the kernel counts our memory, too, as that of the commands that we start.
-        maker = Path(__file__).resolve().with_name("true_shapes.py")
-        subprocess.run([sys.executable, maker, source, "--layers", str(options.layers)], check=True, stdout=sys.stderr)
-        size = (source / "model.safetensors").stat().st_size
+        size = make_source(source, options.layers)
         convert = [sys.executable, "-m", "qconvert", "quantize", str(source), str(target)]
         convert += ["--workers", str(options.workers)]
         commands = {" ".join(["quantize", *extra]): convert + extra for extra in configurations}

@@ -1,7 +1,8 @@
 """The plan that writes the same quantized numbers in another file format, without arithmetic.
 
-Refused: a format that cannot hold the scheme (INT4 in `fp8`, FP8 in `gptq`), folders with more than one scheme, and,
-while it runs, numbers that the other format has no place for: act-order, a zero point of 0 in GPTQ version 1.
+Refused: a format that cannot hold the scheme (INT4 in `fp8`, FP8 in `gptq`), folders with more than one scheme, and
+numbers that cannot be read or that the other format has no place for: act-order, a zero point of 0 in GPTQ version 1.
+The last are in the data, in small tensors beside the codes, which are read for that: about 1% of a folder.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from qconvert.destination import check_destination
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Format, Weights, format_of, get_format
+from qconvert.formats.weights import check_side_parts
 from qconvert.plan import (
     MAX_SHARD_SIZE,
     PLAIN,
@@ -46,6 +48,8 @@ def plan_convert(
     family, weights = family_of(checkpoint.config), Weights(checkpoint, reading)
     scheme = _only_scheme(weights)
     layout = get_format(file_format).configured(scheme)
+    check_side_parts(weights, layout)
+    _refuse_unsayable(reading, checkpoint, layout)
     shapes = {name: weights.shape(name) for name in weights.names}
     block = config_block(family, layout, scheme, shapes, list(weights.stored))
     copies, notes = copied_files(checkpoint)
@@ -62,6 +66,17 @@ def plan_convert(
         warnings=tuple(family.warnings(checkpoint.config)),
         notes=(*left_out_notes(checkpoint), *notes),
     )
+
+
+def _refuse_unsayable(reading: Format, checkpoint: Checkpoint, layout: Format) -> None:
+    found = reading.unsayable(checkpoint.config[CONFIG_KEY])
+    if found:
+        raise UserError(
+            f"{layout.name} has no word for a setting of this folder, without which engines compute something else",
+            where=CONFIG_KEY,
+            found="; ".join(found),
+            fix="use the folder as it is, or take the setting out if you do not mean it",
+        )
 
 
 def _only_scheme(weights: Weights) -> Scheme:

@@ -16,7 +16,7 @@ from torch import Tensor
 from qconvert.checkpoint import Checkpoint, ShardWriter
 from qconvert.errors import UserError
 from qconvert.formats import Format, StoredWeight, UnreadableNumbers, format_of, get_format
-from qconvert.formats.weights import join_rows, load_rows, load_stored, slice_rows
+from qconvert.formats.weights import OTHER_FORMAT, join_rows, load_rows, load_stored, slice_rows
 from qconvert.plan import PLAIN, ShardJob, TensorJob
 from qconvert.schemes import QuantizedWeight, Scheme, UnusableWeight, get_scheme
 
@@ -143,9 +143,7 @@ def _pack(writer: ShardWriter, tensor: TensorJob, layout: Format, numbers: Quant
     try:
         parts = layout.pack(numbers)
     except UnreadableNumbers as error:
-        raise UserError(
-            f"{tensor.name} cannot be stored as {layout.name}: {error}", fix="give another --format"
-        ) from error
+        raise UserError(f"{tensor.name} cannot be stored as {layout.name}: {error}", fix=OTHER_FORMAT) from error
     _write(writer, tensor, parts)
 
 

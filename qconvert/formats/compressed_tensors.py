@@ -59,8 +59,12 @@ def unpack(packed: Tensor, scales: Tensor, shape: Tensor, zeros: Tensor | None) 
     rows, columns = packed.shape[0], packed.shape[1] * PER_WORD
     if shape.tolist() != [rows, columns]:
         raise UnreadableNumbers(f"weight_shape says {shape.tolist()}, its packed integers are {[rows, columns]}")
-    points = None if zeros is None else signed(unpack_words(zeros.T, rows).T)
-    return signed(unpack_words(packed, columns)), scales, points
+    return signed(unpack_words(packed, columns)), scales, _zero_points(zeros, rows)
+
+
+def _zero_points(zeros: Tensor | None, rows: int) -> Tensor | None:
+    """[N/8, G] words to [N, G]."""
+    return None if zeros is None else signed(unpack_words(zeros.T, rows).T)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class CompressedTensors(Int4Format):
         "zeros": "weight_zero_point",
     }
     needed: ClassVar[tuple[str, ...]] = ("packed", "scales", "shape")
+    side_parts: ClassVar[tuple[str, ...]] = ("zeros",)
 
     def opened(self, block: Mapping[str, Any]) -> Self | None:
         """All groups of the config are INT4 by groups or FP8 by blocks."""
@@ -146,6 +151,23 @@ class CompressedTensors(Int4Format):
         return QuantizedWeight(
             stored.scheme, *unpack(parts["packed"], parts["scales"], parts["shape"], parts.get("zeros"))
         )
+
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Packed along N."""
+        return _zero_points(parts.get("zeros"), stored.shape[0])
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Activations unlike those that other formats take for granted, and what is beyond linear layers."""
+        found = [f"{key} {block[key]}" for key in ("kv_cache_scheme", "transform_config") if block.get(key)]
+        for group in (block.get("config_groups") or {}).values():
+            int4 = (group.get("weights") or {}).get("type") == "int"
+            usual: Mapping[str, Any] = {} if int4 else FP8_ACTIVATIONS
+            own = group.get("input_activations") or {}
+            if {key: own.get(key) for key in usual} != usual or bool(own) != bool(usual):
+                found.append(f"input_activations {own or None}")
+            if group.get("output_activations"):
+                found.append(f"output_activations {group['output_activations']}")
+        return found
 
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """One group for all linear layers but the ignored ones, in compressed-tensors' own words."""

@@ -56,6 +56,11 @@ class Format(Protocol):
         ...
 
     @property
+    def side_parts(self) -> tuple[str, ...]:
+        """Small parts that can tell, while a plan is made, that a weight cannot be read or written."""
+        ...
+
+    @property
     def lists_paths(self) -> bool:
         """Whether its list of modules not converted has every kept module by its full path, not patterns."""
         ...
@@ -98,10 +103,27 @@ class Format(Protocol):
         """A whole weight's parts to its numbers. Raises UnreadableNumbers."""
         ...
 
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Zero points [N, G] of a weight, from its `side_parts`. Raises UnreadableNumbers for whatever they tell."""
+        ...
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """Raises UnreadableNumbers for zero points that the format has no place for."""
+        ...
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Settings of a folder beyond those of its weights' numbers, which no other format has a word for."""
+        ...
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """The `quantization_config` for config.json, from the paths of modules kept and of modules converted."""
         ...
 
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
         """Every entry of the list of modules not converted, with those of the given module paths that it covers."""
+        ...
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Those of the given modules that vLLM takes for full precision without an entry, if they are plain linear
+        layers and not experts. SGLang does not."""
         ...

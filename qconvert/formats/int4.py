@@ -4,7 +4,7 @@ A format is a subclass with the suffixes of its parts and its own layout, `pack`
 4, group sizes that no scheme has, and groups of channels in changed order (act-order).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -30,6 +30,7 @@ class Int4Format:
 
     name: ClassVar[str]
     lists_paths: ClassVar[bool] = False
+    side_parts: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[Mapping[str, str]]  # part -> suffix of the tensor's name, in the place of "weight"
     needed: ClassVar[tuple[str, ...]]  # parts without which a weight cannot be read
 
@@ -63,6 +64,21 @@ class Int4Format:
         shape = self.shape(tensors[next(iter(parts.values()))].shape)
         layout = self.layout(scheme, shape)
         return StoredWeight(scheme, shape, parts, {part: layout[part] for part in layout if part in parts})
+
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """None where there are none."""
+        return None
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """There is a place for all sixteen."""
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Only weights are quantized."""
+        return []
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Engines go by the entries alone."""
+        return set()
 
     def shape(self, packed: tuple[int, ...]) -> tuple[int, int]:
         """The weight's shape from that of the packed integers."""
