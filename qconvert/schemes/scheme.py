@@ -5,11 +5,14 @@ quantized independently in steps of `row_step`, so that a caller may feed a huge
 results.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+ERROR_ELEMENTS = 1 << 16  # at a time, small enough for the caches of a core
 
 
 class UnusableWeight(ValueError):
@@ -61,6 +64,23 @@ class Scheme(Protocol):
         ...
 
 
+def squared_error(weight: Tensor, quantized: "QuantizedWeight") -> tuple[float, float]:
+    """Sums of (W' - W)^2 and of W^2 for weights [N, K], W' as the codes stand for it in fp32; sums in fp64."""
+    error = signal = 0.0
+    step = max(1, ERROR_ELEMENTS // max(1, weight.shape[1]) // quantized.scheme.row_step) * quantized.scheme.row_step
+    for start in range(0, len(weight), step):
+        plain = weight[start : start + step].float()
+        difference = quantized.rows(start, start + step).dequantize(torch.float32).sub_(plain)
+        error += float(difference.square_().sum(dtype=torch.float64))
+        signal += float(plain.square().sum(dtype=torch.float64))
+    return error, signal
+
+
+def relative_error(error: float, signal: float) -> float:
+    """||W' - W|| / ||W|| from `squared_error`, summed over slices if need be; 0 for a weight of zeros."""
+    return math.sqrt(error / signal) if signal else 0.0
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A weight in a scheme's numbers. `scales` multiply the codes; `zeros` exist for asymmetric formats only."""
@@ -74,6 +94,13 @@ class QuantizedWeight:
     def shape(self) -> tuple[int, int]:
         """[N, K] of the weight that the codes stand for (one code per weight in every scheme so far)."""
         return self.codes.shape[0], self.codes.shape[1]
+
+    def rows(self, start: int, stop: int) -> "QuantizedWeight":
+        """Rows start..stop, which begin at a multiple of the scheme's row step."""
+        step = self.scheme.row_step
+        first, last = start // step, -(-stop // step)
+        zeros = None if self.zeros is None else self.zeros[first:last]
+        return QuantizedWeight(self.scheme, self.codes[start:stop], self.scales[first:last], zeros)
 
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""

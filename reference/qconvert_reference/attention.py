@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qconvert_reference.cache import AttentionState, DraftState
 from qconvert_reference.config import ModelConfig
-from qconvert_reference.linear import Load, Numerics, load_tensor, load_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.norm import rms_norm
 from qconvert_reference.rope import Rotary
 

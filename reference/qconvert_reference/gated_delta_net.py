@@ -21,7 +21,7 @@ from torch import Tensor
 from qconvert_reference.cache import DeltaState
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.delta_rule import chunked_delta_rule, recurrent_delta_rule
-from qconvert_reference.linear import Load, Numerics, load_tensor, load_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.norm import gated_rms_norm, l2_norm
 
 # Up to this many tokens the recurrence is quicker than a chunk of 64 that is mostly padding.

@@ -24,7 +24,7 @@ from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight
 
 METHODS = ("mse", "rtn", "imatrix", "gptq")  # the first is the default
 WEIGHTED = ("imatrix", "gptq")  # scales are searched with the importance of inputs; gptq then goes on in `gptq`
-MOST_MOVED = 2  # steps by which gptq may move a code away from plain rounding
+MOST_MOVED = 1  # steps by which gptq may move a code away from plain rounding; more gains nothing (design note)
 LARGEST_WEIGHT = 2.0**127
 CHUNK = 1 << 16  # values at a time: 256 KB in fp32, so that all passes over them stay in the cache of a core
 # bf16 is what we write; the others occur in files of other tools.
