@@ -64,7 +64,7 @@ class Plan:
     operation: str  # "quantize", "dequantize" or "convert"
     source: str
     destination: str
-    recipe: Mapping[str, Any]  # name, scheme, scales, format, rules
+    recipe: Mapping[str, Any]  # name, scheme, scales, format, rules, method and calibration if there is one
     jobs: tuple[ShardJob, ...]
     config_text: str
     copies: tuple[str, ...]

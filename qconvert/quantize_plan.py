@@ -3,7 +3,8 @@
 Refused: sources that are quantized already; tensors that the family's inventory has and the checkpoint lacks (only
 the multi-token-prediction head may be absent, as a whole); wrong shapes; tensors that no rule covers; rules that
 would quantize something that is no matrix of floats, that engines cannot load quantized, or a part of what they merge.
-Tensors beyond the inventory that a rule covers are converted and reported.
+Tensors beyond the inventory that a rule covers are converted and reported. With a calibrated method tensors go in the
+order of the layers, since the model is walked once.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -11,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qconvert.calibrated import KEY, calibration_settings
+from qconvert.calibration import DEFAULT_TOKENS
 from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, insert_key, remove_key, resolve_source
 from qconvert.destination import check_destination
 from qconvert.errors import UserError
@@ -34,6 +37,9 @@ def plan_quantize(
     asymmetric: bool = False,
     file_format: str | None = None,
     recipe: str = "default",
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    min_tokens: int | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> Plan:
@@ -55,6 +61,10 @@ def plan_quantize(
     settings: dict[str, Any] = {"scheme": scheme, "scales": scales, "format": layout.name}
     if method or scheme != "fp8-block128":
         settings |= {"method": method or DEFAULT_METHOD, "asymmetric": asymmetric}
+    settings |= calibration_settings(source, method, calibration, calibration_tokens, min_tokens)
+    if KEY in settings:
+        tensors.sort(key=lambda tensor: family.place(tensor.name)[0])
+        notes += _calibration_notes(settings, calibration_tokens)
     warnings = [f"{engine}: {text}" for engine, text in family.precision_warnings(checkpoint.config, shapes, quantized)]
     return Plan(
         operation="quantize",
@@ -69,6 +79,13 @@ def plan_quantize(
         warnings=(*family.warnings(checkpoint.config), *warnings),
         notes=(*notes, *left_out_notes(checkpoint)),
     )
+
+
+def _calibration_notes(settings: Mapping[str, Any], asked: int | None) -> list[str]:
+    found = settings[KEY]["tokens"]
+    wanted = DEFAULT_TOKENS if asked is None else asked
+    # Domains get equal shares, which may leave a few tokens over.
+    return [f"the calibration text has {found:,} tokens, {wanted:,} were asked for"] if found < 0.95 * wanted else []
 
 
 def not_converted(family: Family, kept: Iterable[str]) -> list[str]:

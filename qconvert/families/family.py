@@ -38,6 +38,10 @@ class Family(Protocol):
         """Every tensor and its shape, the multi-token-prediction head included, in reading order."""
         ...
 
+    def place(self, name: str) -> tuple[int, str]:
+        """Where a token meets this tensor on its way through the model, for sorting, and a word for it ("layer 3")."""
+        ...
+
     def kind(self, name: str) -> str:
         """The tensor's name without its layer and expert numbers and without ".weight"."""
         ...

@@ -13,6 +13,7 @@ this family does not use on disk.
 """
 
 import re
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -121,6 +122,15 @@ class Qwen3Next:
         for index in range(config.get("num_nextn_predict_layers") or 1):
             shapes |= _layer(f"mtp.layers.{index}", config, attention=True, moe=config["num_experts"] > 0)
         return shapes
+
+    def place(self, name: str) -> tuple[int, str]:
+        """Embedding, layers by number, output, the head."""
+        if name.startswith(self.mtp_prefix):
+            return sys.maxsize, "head"
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        if layer:
+            return int(layer.group(1)), f"layer {layer.group(1)}"
+        return (-1, "embedding") if name.startswith("model.embed_tokens.") else (sys.maxsize - 1, "output")
 
     def kind(self, name: str) -> str:
         """ "model.layers.3.mlp.experts.7.up_proj.weight" is "experts.up_proj"; kinds of the head start with mtp."""

@@ -126,14 +126,6 @@ def load_rows(checkpoint: Checkpoint, stored: StoredWeight, start: int, stop: in
     return QuantizedWeight(stored.scheme, checkpoint.read_rows(stored.parts["codes"], start, stop), scales)
 
 
-def slice_rows(numbers: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
-    """Rows start..stop, which begin at a multiple of the scheme's row step, of a weight in memory."""
-    step = numbers.scheme.row_step
-    first, last = start // step, -(-stop // step)
-    zeros = None if numbers.zeros is None else numbers.zeros[first:last]
-    return QuantizedWeight(numbers.scheme, numbers.codes[start:stop], numbers.scales[first:last], zeros)
-
-
 def join_rows(stripes: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Consecutive rows of a weight to the whole."""
     if len(stripes) == 1:

@@ -5,6 +5,7 @@ quantized independently in steps of `row_step`, so that a caller may feed a huge
 results.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +70,11 @@ class Scheme(Protocol):
         ...
 
 
+def relative_error(error: float, signal: float) -> float:
+    """||W' - W|| / ||W|| from sums of `squared_error`, added up over slices if need be; 0 for a weight of zeros."""
+    return math.sqrt(error / signal) if signal else 0.0
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A weight in a scheme's numbers. `scales` multiply the codes; `zeros` exist for asymmetric formats only."""
@@ -83,9 +89,20 @@ class QuantizedWeight:
         """[N, K] of the weight that the codes stand for (one code per weight in every scheme so far)."""
         return self.codes.shape[0], self.codes.shape[1]
 
+    def rows(self, start: int, stop: int) -> "QuantizedWeight":
+        """Rows start..stop, which begin at a multiple of the scheme's row step."""
+        step = self.scheme.row_step
+        first, last = start // step, -(-stop // step)
+        zeros = None if self.zeros is None else self.zeros[first:last]
+        return QuantizedWeight(self.scheme, self.codes[start:stop], self.scales[first:last], zeros)
+
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""
         return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)
+
+    def squared_error(self, weight: Tensor) -> tuple[float, float]:
+        """Sums of squares of errors against the weight [N, K] and of the weight; see the module's `squared_error`."""
+        return self.scheme.squared_error(weight, self.codes, self.scales, self.zeros)
 
 
 def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:

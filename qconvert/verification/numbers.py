@@ -24,7 +24,7 @@ from torch import Tensor
 from qconvert.checkpoint import Checkpoint
 from qconvert.errors import UserError
 from qconvert.formats import Format, StoredWeight, Weights
-from qconvert.formats.weights import load_rows, load_stored, slice_rows
+from qconvert.formats.weights import load_rows, load_stored
 from qconvert.schemes import QuantizedWeight
 from qconvert.verification.report import Wrong
 from qconvert.verification.stored import PLAIN_TYPES, Stored
@@ -143,7 +143,7 @@ class Reader:
         if file_format.is_striped(stored.scheme):
             self.rows = functools.partial(load_rows, checkpoint, stored)
         else:
-            self.rows = functools.partial(slice_rows, load_stored(checkpoint, file_format, name, stored))
+            self.rows = load_stored(checkpoint, file_format, name, stored).rows
 
 
 def _has_layout(stored: Stored, name: str) -> bool:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert.errors import UserError
+from qconvert_reference.recording import record_input
 
 if TYPE_CHECKING:
     from qconvert.schemes import QuantizedWeight
@@ -60,6 +61,8 @@ class Numerics:
 class Linear:
     """y = x W^T; x [..., K] -> y [..., N] in the compute dtype. This class is the dense variant."""
 
+    name = ""  # of its weight, for recordings
+
     def __init__(self, weight: Tensor, numerics: Numerics) -> None:
         self.numerics = numerics
         # Without gradients the conversion is done once; with them at every call, so that it is part of the graph.
@@ -75,6 +78,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x, weight = self.input(x), self.weight()
+        record_input(self.name, x)
         if self.numerics.accumulation == "split":
             y = _split_product(x, weight)
         else:
@@ -120,6 +124,13 @@ def make_linear(weight: Tensor | QuantizedWeight, numerics: Numerics) -> Linear:
     if numerics.activations == "fp8-group128":
         return W8A8Linear(weight, numerics)
     return DequantizingLinear(weight, numerics)
+
+
+def load_linear(load: Load, name: str, numerics: Numerics) -> Linear:
+    """The variant that fits the weight of that name."""
+    linear = make_linear(load(name), numerics)
+    linear.name = name
+    return linear
 
 
 def _split_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ u16, u32 = np.uint16, np.uint32
 LANES = 128  # of `scheme.squared_error`
 # Added to a small number it leaves, in the lowest bits, the nearest integer, ties to even.
 ROUND, ROUND_BITS = f32(1.5 * 2.0**23), i32(0x4B400000)
-RULES = {"rtn": 0, "mse": 1, "imatrix": 2}
+RULES = {"rtn": 0, "mse": 1, "imatrix": 2, "gptq": 2}
 
 
 def quantize(scheme: Int4, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:

@@ -23,7 +23,9 @@ from qconvert.schemes import fused
 from qconvert.schemes.int4 import rules
 from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
 
-METHODS = ("mse", "rtn", "imatrix")  # the first is the default
+METHODS = ("mse", "rtn", "imatrix", "gptq")  # the first is the default
+WEIGHTED = ("imatrix", "gptq")  # scales are searched with the importance of inputs; gptq then goes on in `gptq`
+MOST_MOVED = 1  # steps by which gptq may move a code away from plain rounding; more gains nothing (design note)
 LARGEST_WEIGHT = 2.0**127
 CHUNK = 1 << 16  # values at a time: 256 KB in fp32, so that all passes over them stay in the cache of a core
 # bf16 is what we write; the others occur in files of other tools.
@@ -59,7 +61,7 @@ class Int4:
     @property
     def weighted(self) -> bool:
         """Whether `quantize` takes the importance of inputs."""
-        return self.method == "imatrix"
+        return self.method in WEIGHTED
 
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The numbers before a format packs them: one signed byte per weight, one scale per started group."""
@@ -70,8 +72,13 @@ class Int4:
         }
         return parts | {"zeros": ("I8", groups)} if self.asymmetric else parts
 
+    @property
+    def most_moved(self) -> int:
+        """Steps by which a code may differ from plain rounding."""
+        return MOST_MOVED if self.method == "gptq" else 0
+
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
-        """Weight [N, K] to numbers; `importance` [K] of the inputs for method "imatrix". Raises UnusableWeight."""
+        """Weight [N, K] to numbers; `importance` [K] of the inputs for methods that weigh. Raises UnusableWeight."""
         if self.weighted != (importance is not None):
             raise ValueError(f"method {self.method} takes {'no ' * (importance is not None)}importance of inputs")
         loops = self._loops(weight)
@@ -141,7 +148,7 @@ class Int4:
         cut = torch.maximum(place - 7, -8 - place).mul_(step.abs())  # [N, K]; distance to the range, negative inside
         most = 1 - rules.SHORTEST * 7 / 8 * (1 - 2.0**-8)
         cut = torch.minimum(cut, most * self._across(self._spans(weight), columns))
-        return torch.maximum(step.abs() / 2, cut).mul_(1 + 1e-5)
+        return torch.maximum(step.abs() / 2, cut).add_(self.most_moved * step.abs()).mul_(1 + 1e-5)
 
     def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What no tool can have written on purpose; empty if all is well.
