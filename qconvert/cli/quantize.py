@@ -28,7 +28,7 @@ def names_in(package: str, *apart: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
 
 
-FORMATS = names_in("qconvert.formats", "exclusions", "format", "int4", "weights", "words")
+FORMATS = names_in("qconvert.formats", "config_groups", "exclusions", "format", "int4", "weights", "words")
 
 
 def workers_option(what: str) -> Callable[[Command], Command]:
