@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from qconvert.formats.awq import Awq
 from qconvert.formats.exclusions import covered, regex_test, shortest_runs
 from qconvert.formats.gptq import HEAD, Gptq
-from qconvert.formats.int4 import BITS, check_config, group_size_in
+from qconvert.formats.int4 import BITS, check_config, check_overrides, group_size_in
 from qconvert.schemes import Scheme
 
 PACKING = "auto_round:auto_gptq"
@@ -38,6 +38,8 @@ class AutoRound(Gptq):
         check_config(
             block, {"bits": (BITS,), "data_type": ("int",), "packing_format": (PACKING, AWQ_PACKING, *PLAIN_ZEROS)}
         )
+        rules = (block.get("extra_config") or {}).items()
+        check_overrides(block, "extra_config", {entry: own for entry, own in rules if own.get("bits") != 16})
         group, symmetric = group_size_in(block, "group_size"), bool(block.get("sym", True))
         if block.get("packing_format") == AWQ_PACKING:
             return AutoRoundAwq(group, symmetric)

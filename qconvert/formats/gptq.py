@@ -25,6 +25,7 @@ from qconvert.formats.int4 import (
     BITS,
     Int4Format,
     check_config,
+    check_overrides,
     check_whole_groups,
     check_whole_words,
     group_size_in,
@@ -89,6 +90,8 @@ class Gptq(Int4Format):
         check_config(
             block, {"bits": (BITS,), "pack_dtype": ("int32",), "checkpoint_format": ("gptq", "gptq_v2", "", None)}
         )
+        rules = (block.get("dynamic") or {}).items()
+        check_overrides(block, "dynamic", {pattern: own for pattern, own in rules if not pattern.startswith(SKIP)})
         return dataclasses.replace(
             self,
             group_size=group_size_in(block, "group_size"),

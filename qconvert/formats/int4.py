@@ -161,6 +161,18 @@ def check_config(block: Mapping[str, Any], expected: Mapping[str, tuple[Any, ...
             )
 
 
+def check_overrides(block: Mapping[str, Any], key: str, rules: Mapping[str, Any]) -> None:
+    """Settings of single modules that differ from those of the folder are refused by name."""
+    for pattern, own in rules.items():
+        for name in ("bits", "group_size", "sym"):
+            if isinstance(own, Mapping) and own.get(name, block.get(name)) != block.get(name):
+                raise UserError(
+                    f"more than one kind of INT4 in a folder is not supported: {key} sets {name} for {pattern!r}",
+                    expected=repr(block.get(name)),
+                    found=repr(own[name]),
+                )
+
+
 def group_size_in(block: Mapping[str, Any], *keys: str) -> int:
     """The group size that a config names, under the first of these keys that it has."""
     found = next((block[key] for key in keys if key in block), None)

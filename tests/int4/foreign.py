@@ -117,8 +117,8 @@ def load(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_safetensors(FIXTURES / f"{case}.safetensors"), json.loads((FIXTURES / f"{case}.json").read_text())
 
 
-def restore(case: str, folder: Path) -> Path:
-    """The folder as the tool left it, but for files other than weights and config.json."""
+def restore(case: str, folder: Path, **settings: Any) -> Path:
+    """The folder as the tool left it, but for files other than weights and config.json, and for other settings."""
     own, record = load(case)
     tensors = {name: data for name, data in source_tensors().items() if name not in record["removed"]} | own
-    return write_checkpoint(folder, CONFIG | {"quantization_config": record["config"]}, tensors, shards=1)
+    return write_checkpoint(folder, CONFIG | {"quantization_config": record["config"] | settings}, tensors, shards=1)

@@ -141,6 +141,30 @@ def test_act_order_is_refused_while_the_plan_is_made(tmp_path: Path) -> None:
     assert any("refuses desc_act" in warning["text"] for warning in warnings)
 
 
+def test_act_order_in_name_only_is_converted(tmp_path: Path) -> None:
+    """The config asks for act-order, but the groups are in order: nothing would be lost."""
+    folder = restore("gptqmodel", tmp_path / "folder", desc_act=True)
+    assert plan_convert(folder, tmp_path / "out", file_format="awq").counts["repacked"] == 11
+
+
+@pytest.mark.parametrize("case, key", [("gptqmodel", "dynamic"), ("auto-round-as-gptq", "dynamic"),
+                                       ("auto-round", "extra_config"), ("auto-round-awq", "extra_config")])  # fmt: skip
+def test_settings_of_single_modules_are_refused(case: str, key: str, tmp_path: Path) -> None:
+    rules = load(case)[1]["config"].get(key, {})
+    for setting in ({"bits": 8}, {"group_size": 64}, {"sym": False}):
+        folder = restore(case, tmp_path / str(setting), **{key: {**rules, ".*down_proj.*": setting}})
+        done = run("inspect", folder)
+        assert done.exit_code == 2
+        assert f"{key} sets {next(iter(setting))} for '.*down_proj.*'" in done.output
+
+
+def test_copies_of_the_old_config_are_left_out(tmp_path: Path) -> None:
+    folder = restore("auto-round", tmp_path / "folder")
+    (folder / "quantization_config.json").write_text("{}")
+    convert(folder, tmp_path / "out", file_format="gptq")
+    assert not (tmp_path / "out" / "quantization_config.json").exists()
+
+
 def test_packing_that_vllm_refuses_is_warned_of(tmp_path: Path) -> None:
     folder = restore("auto-round-asym", tmp_path / "folder")
     warnings = json.loads(run("inspect", folder, "--json").output)["warnings"]
