@@ -13,7 +13,7 @@ Which scale: see `rules`. Weights above 2^127 are refused, as in FP8, so that co
 Left out: other widths, scales over whole rows, and permuted inputs (act-order), which engines no longer load.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class Int4:
         self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
     ) -> tuple[float, float]:
         """Sums of squares of errors and of weights; see `scheme.squared_error`."""
-        loops = self._loops(weight)
+        loops = replace(self, method="rtn")._loops(weight)  # how the numbers were chosen does not matter here
         if loops is not None:
             return loops.squared_error(self, weight, codes, scales, zeros)
         return squared_error(weight, self.dequantize(codes, scales, zeros, torch.float32))
