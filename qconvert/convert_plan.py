@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qconvert.checkpoint import Checkpoint, TensorSpec, resolve_source
 from qconvert.destination import check_destination
+from qconvert.engine_config import config_block, config_text
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Format, Weights, format_of, get_format
@@ -23,7 +24,7 @@ from qconvert.plan import (
     left_out_notes,
     source_state,
 )
-from qconvert.quantize_plan import config_block, config_text, output_specs
+from qconvert.quantize_plan import output_specs
 from qconvert.recipe import KEEP
 from qconvert.schemes import Scheme
 
@@ -51,7 +52,7 @@ def plan_convert(
     check_side_parts(weights, layout)
     _refuse_unsayable(reading, checkpoint, layout)
     shapes = {name: weights.shape(name) for name in weights.names}
-    block = config_block(family, layout, scheme, shapes, list(weights.stored))
+    block = config_block(family, layout, shapes, weights.quantized, scheme)
     copies, notes = copied_files(checkpoint)
     return Plan(
         operation="convert",
@@ -63,7 +64,10 @@ def plan_convert(
         copies=tuple(copies),
         source_files=source_state(checkpoint),
         bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
-        warnings=tuple(family.warnings(checkpoint.config)),
+        warnings=(
+            *family.warnings(checkpoint.config),
+            *(f"{engine}: {text}" for engine, text in layout.warnings(checkpoint.config)),
+        ),
         notes=(*left_out_notes(checkpoint), *notes),
     )
 
@@ -80,13 +84,17 @@ def _refuse_unsayable(reading: Format, checkpoint: Checkpoint, layout: Format) -
 
 
 def _only_scheme(weights: Weights) -> Scheme:
-    schemes = {scheme.name: scheme for scheme in weights.quantized.values()}
+    schemes = {_described(scheme): scheme for scheme in weights.quantized.values()}
     if len(schemes) != 1:
         raise UserError(
-            "only folders with one number format can be converted",
+            "only folders with one number format can be converted: the others hold no more than one",
             found=", ".join(sorted(schemes)) or "no quantized weight",
         )
     return next(iter(schemes.values()))
+
+
+def _described(scheme: Scheme) -> str:
+    return f"{scheme.name}{', asymmetric' if 'zeros' in scheme.layout((8, 128)) else ''}"
 
 
 def _job(weights: Weights, name: str, layout: Format) -> TensorJob:

@@ -42,6 +42,7 @@ from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.manifest import Manifest
 from qconvert.plan import Plan, ShardJob, TensorJob, source_state
+from qconvert.schemes.int4 import WEIGHTED
 from qconvert.shard import Conversion
 from qconvert.tensor_report import TensorRow, summarise, to_csv
 
@@ -107,7 +108,7 @@ class _Run:
     def execute(self, workers: int) -> dict[str, Record]:
         """All records: "out:FILE" and "in:FILE" to {bytes, sha256}. Stops all workers at the first failure."""
         if KEY in self.plan.recipe:
-            names = [tensor.name for job in self.plan.jobs for tensor in job.tensors if tensor.action == "quantize"]
+            names = [tensor.name for job in self.plan.jobs for tensor in job.tensors if self._needs_inputs(tensor)]
             walk = open_walk(Path(self.plan.source), self.plan.recipe, names, workers, self._say)
             self.calibrated = Calibrated(walk)
         work = self._work()
@@ -162,10 +163,16 @@ class _Run:
         self.unfinished.add(conversion)
         for tensor in job.tensors:
             # Statistics are taken here, where tensors come in their order, and not by whichever worker is first.
-            calibrated = self.calibrated if tensor.action == "quantize" else None
+            calibrated = self.calibrated if self._needs_inputs(tensor) else None
             statistics = None if calibrated is None else calibrated.take(tensor.name)
             yield functools.partial(self._convert, conversion, tensor, statistics)
             del statistics  # the worker alone holds them now
+
+    def _needs_inputs(self, tensor: TensorJob) -> bool:
+        """Whether the tensor's method looks at its inputs; in a mixed recipe that of FP8 does not."""
+        if tensor.action != "quantize" or tensor.scheme is None:
+            return False
+        return self.plan.recipe["schemes"][tensor.scheme].get("method") in WEIGHTED
 
     def _convert(self, conversion: Conversion, tensor: TensorJob, statistics: Statistics | None) -> None:
         conversion.convert(tensor, statistics)

@@ -44,8 +44,7 @@ class Conversion:
         if tensor.scheme is None:
             _keep(self.checkpoint, tensor, self._writer)
         elif tensor.action == "quantize":
-            options = {key: self.recipe[key] for key in ("scales", "method", "asymmetric") if key in self.recipe}
-            scheme = get_scheme(tensor.scheme, **options)
+            scheme = get_scheme(tensor.scheme, **self.recipe["schemes"][tensor.scheme])
             layout = get_format(self.recipe["format"]).configured(scheme)
             source = self.checkpoint, tensor, self._writer
             if statistics is None:

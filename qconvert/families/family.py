@@ -54,6 +54,10 @@ class Family(Protocol):
         """The rules of the recipe "all-linears": everything that engines can load quantized."""
         ...
 
+    def mixed_rules(self, experts: str, others: str) -> tuple[Rule, ...]:
+        """The rules of the recipe "mixed": routed experts in one scheme, other projections in another."""
+        ...
+
     def unloadable(self, name: str) -> str | None:
         """Why engines cannot load this tensor quantized; None if they can."""
         ...
@@ -71,7 +75,7 @@ class Family(Protocol):
         ...
 
     def precision_warnings(
-        self, config: Mapping[str, Any], weights: Collection[str], quantized: Collection[str]
+        self, config: Mapping[str, Any], weights: Collection[str], quantized: Mapping[str, str]
     ) -> list[tuple[str, str]]:
-        """(engine, what goes wrong) for a choice of quantized ones among all weights that it cannot serve."""
+        """(engine, what goes wrong) for a choice of quantized weights (name: scheme) among all that it cannot serve."""
         ...

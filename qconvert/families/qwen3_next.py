@@ -52,6 +52,7 @@ KEPT = (
     "model.embed_tokens.weight",
     "lm_head.weight",
 )
+TRUNK = "model.layers."
 TRUNK_EXPERTS = "model.layers.*.mlp.experts.*_proj.weight"
 FULL = "vLLM and SGLang build it in full precision whatever the config says"
 UNLOADABLE = {
@@ -148,6 +149,11 @@ class Qwen3Next:
         """Every name is spelled out: a tensor this family does not have matches nothing."""
         return tuple(Rule(pattern, scheme) for pattern in LINEARS) + tuple(Rule(pattern, KEEP) for pattern in KEPT)
 
+    def mixed_rules(self, experts: str, others: str) -> tuple[Rule, ...]:
+        """Routed experts in one scheme and the trunk's other projections in another; the head as it is."""
+        trunk = tuple(Rule(TRUNK + pattern, others) for pattern in LINEARS)
+        return (Rule(TRUNK_EXPERTS, experts), *trunk, *self.linear_rules(KEEP))
+
     def unloadable(self, name: str) -> str | None:
         """Modules that engines build without quantization."""
         for part, reason in UNLOADABLE.items():
@@ -182,15 +188,17 @@ class Qwen3Next:
         )
 
     def precision_warnings(
-        self, config: Mapping[str, Any], weights: Collection[str], quantized: Collection[str]
+        self, config: Mapping[str, Any], weights: Collection[str], quantized: Mapping[str, str]
     ) -> list[tuple[str, str]]:
         """SGLang loads the shared expert as one more routed expert, and the head's layer as "model.layers.0"."""
         found = []
-        shared = {name.partition(".shared_expert.")[0] for name in quantized if ".shared_expert." in name}
-        routed = {name.partition(".experts.")[0] for name in quantized if ".experts." in name}
+        shared, routed = (
+            {(name.partition(part)[0], scheme) for name, scheme in quantized.items() if part in name}
+            for part in (".shared_expert.", ".experts.")
+        )
         same_width = config.get("shared_expert_intermediate_size") == config.get("moe_intermediate_size")
         if shared != routed and same_width:
-            layer = min(shared ^ routed)
+            layer = min(shared ^ routed)[0]
             found.append(
                 (
                     "SGLang",

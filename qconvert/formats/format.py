@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight, Scheme
 
 CONFIG_KEY = "quantization_config"  # of config.json
@@ -119,6 +120,14 @@ class Format(Protocol):
         """The `quantization_config` for config.json, from the paths of modules kept and of modules converted."""
         ...
 
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """The same for modules converted to different schemes. Raises UserError if the format holds one a folder."""
+        ...
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(engine, what it cannot do) with a folder in this format of the model with this config.json."""
+        ...
+
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
         """Every entry of the list of modules not converted, with those of the given module paths that it covers."""
         ...
@@ -127,3 +136,11 @@ class Format(Protocol):
         """Those of the given modules that vLLM takes for full precision without an entry, if they are plain linear
         layers and not experts. SGLang does not."""
         ...
+
+
+def refuse_several(name: str, converted: Mapping[str, Scheme]) -> UserError:
+    """What a format says that has no place for a second scheme."""
+    found = ", ".join(sorted({scheme.name for scheme in converted.values()}))
+    return UserError(
+        f"{name} holds one number format a folder", found=found, fix="give --format compressed-tensors, or one scheme"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.formats.format import Layout, StoredWeight, TensorMeta
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta, refuse_several
 from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
 
 NAME = "fp8"
@@ -99,6 +99,14 @@ class Fp8:
 
     def check_zero_points(self, zeros: Tensor) -> None:
         """There are none."""
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """There is a place for one."""
+        raise refuse_several(self.name, converted)
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """None beyond those of its scheme."""
+        return []
 
     def unsayable(self, block: Mapping[str, Any]) -> list[str]:
         """Activations with a scale of their own."""

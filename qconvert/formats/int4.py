@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers, refuse_several
 from qconvert.formats.words import PER_WORD
 from qconvert.schemes import Scheme, get_scheme
 
@@ -71,6 +71,14 @@ class Int4Format:
 
     def check_zero_points(self, zeros: Tensor) -> None:
         """There is a place for all sixteen."""
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """There is a place for one."""
+        raise refuse_several(self.name, converted)
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """None beyond those of its scheme."""
+        return []
 
     def unsayable(self, block: Mapping[str, Any]) -> list[str]:
         """Only weights are quantized."""

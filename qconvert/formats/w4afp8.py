@@ -18,6 +18,7 @@ from qconvert.formats.int4 import is_symmetric
 from qconvert.schemes import Scheme
 
 WEIGHTS = "int4-g128"
+STEP = 256  # of both dimensions of an expert, on each GPU
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,19 @@ class W4AFp8(CompressedTensors):
             )
         return super().configured(scheme)
 
-    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
-        """Every other format would serve it with inputs in full precision."""
-        return super().unsayable(block)
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What vLLM's kernels for 4-bit weights and 8-bit inputs need."""
+        found = ["has kernels for it on Hopper and later only, and rounds its scales to FP8 at load"]
+        hidden, width = config.get("hidden_size"), config.get("moe_intermediate_size")
+        if isinstance(hidden, int) and hidden % STEP:
+            found.append(f"needs a hidden size that is a multiple of {STEP}: {hidden}")
+        if isinstance(width, int):
+            sizes = [size for size in (1, 2, 4, 8) if width % (size * STEP) == 0]
+            fitting = ", ".join(map(str, sizes)) or "none"
+            found.append(
+                f"experts {width} wide load with tensor-parallel sizes {fitting}; else with expert parallelism"
+            )
+        return [("vLLM", text) for text in found]
 
     def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
         """Groups as in compressed-tensors, with inputs."""

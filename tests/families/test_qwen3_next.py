@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from qconvert.engine_config import not_converted
 from qconvert.errors import UserError
 from qconvert.families import family_names, family_of
 from qconvert.formats import get_format
-from qconvert.quantize_plan import not_converted
 from qconvert.recipe import KEEP, Recipe
 from qconvert.schemes import get_scheme
 from tests.tiny import tiny_config
