@@ -91,16 +91,14 @@ class Statistics:
         """Mean squares, fp64 [K]."""
         with self._lock:
             if self._importance is None:
-                moments = self.inputs.importance()
-                self._importance = gptq.shrunk(moments.own, moments.shared, self.inputs.tokens)
+                self._importance = gptq.mixed(self.inputs.importance())
             return self._importance
 
     def hessian(self) -> tuple[Tensor, gptq.Factor]:
         """Second moments, fp64 [K, K], and their factor; raises NotFactorised."""
         with self._lock:
             if self._hessian is None:
-                moments = self.inputs.hessian()
-                self._hessian = gptq.shrunk(moments.own, moments.shared, self.inputs.tokens)
+                self._hessian = gptq.estimate(self.inputs.hessian())
             if self._factor is None:
                 self._factor = gptq.factorise(self._hessian)
             return self._hessian, self._factor

@@ -1,4 +1,4 @@
-"""Calibration: which text, and the walk of the BF16 model through it that calibrated methods ask (`qconvert.calibration`).
+"""Calibration (`qconvert.calibration`): which text, and the walk of the BF16 model through it.
 
 The text is chosen as for `compare`: the same specifications, the same spread over domains and documents. The walk goes
 one layer at a time, with the routes that the model itself takes, and holds one layer's weights, the hidden states of

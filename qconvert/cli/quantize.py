@@ -84,8 +84,8 @@ def conversion_options(command: Command) -> Command:
     "--method",
     type=click.Choice(["rtn", "mse", "imatrix", "gptq"]),
     show_default="mse",
-    help="INT4: scales by the plain rule of compressed-tensors, by least squared error, by that error weighted with the "
-    "inputs, or those and codes that make up for each other's errors. The last two need --calibration.",
+    help="INT4: scales by the plain rule of compressed-tensors, by least squared error, by that error weighted with "
+    "the inputs, or those and codes that make up for each other's errors. The last two need --calibration.",
 )
 @click.option(
     "--calibration",
