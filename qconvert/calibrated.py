@@ -52,14 +52,18 @@ def calibration_settings(
             expected="--calibration FILE.txt, FILE.jsonl or a data set of the hub",
             fix="give one that resembles what the model will serve, and not the one that `compare` measures on",
         )
-    text = find_calibration()(folder, Request(source, DEFAULT_TOKENS if tokens is None else tokens))
-    return {KEY: dict(text.identity), "min_tokens": DEFAULT_MIN_TOKENS if min_tokens is None else min_tokens}
+    asked = DEFAULT_TOKENS if tokens is None else tokens
+    text = find_calibration()(folder, Request(source, asked))
+    return {
+        KEY: {**text.identity, "asked": asked},
+        "min_tokens": DEFAULT_MIN_TOKENS if min_tokens is None else min_tokens,
+    }
 
 
 def open_walk(folder: Path, recipe: Mapping[str, Any], names: list[str], workers: int, progress: Any) -> Walk:
     """The walk over the tokens that a recipe names; refuses if the text is another one by now."""
     planned = recipe[KEY]
-    text = find_calibration()(folder, Request(planned["source"], planned["tokens"], planned["seq_len"]))
+    text = find_calibration()(folder, Request(planned["source"], planned["asked"], planned["seq_len"]))
     if text.identity["sha256"] != planned["sha256"]:
         raise UserError(
             "the calibration text changed since the plan was made", where=planned["source"], fix="run it again"

@@ -99,7 +99,7 @@ def conversion_options(command: Command) -> Command:
     "--min-tokens",
     type=click.IntRange(min=0),
     metavar="N",
-    show_default="128",
+    show_default="512",
     help="Experts that saw fewer tokens than this are counted in the report.",
 )
 @click.option("--asymmetric", is_flag=True, help="INT4 with zero points.")

@@ -76,7 +76,7 @@ def test_statistics_are_those_of_hooks_on_transformers(
     rows = hooked(model, [one.tokens for one in text.corpus.sequences])
     names = [name for name in open_weights(tmp_path).names if name.endswith(LINEARS)]
     walk = text.walk(names, 2, lambda what: None)
-    seen = {expert: 0 for expert in range(4)}
+    seen = dict.fromkeys(range(4), 0)
     for name in sorted(names, key=lambda name: int(name.split(".")[2])):
         found, expected = walk.inputs(name), torch.cat(rows[name]).double()
         assert found.tokens == len(expected), name
@@ -89,7 +89,9 @@ def test_statistics_are_those_of_hooks_on_transformers(
         if "layers.0.mlp.experts" in name and "up_proj" in name:
             seen[int(name.split(".")[5])] = found.tokens
             everything = torch.cat(rows["model.layers.0.mlp.shared_expert.up_proj.weight"]).double()
-            torch.testing.assert_close(hessian.shared, everything.T @ everything / len(everything), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                hessian.shared, everything.T @ everything / len(everything), rtol=1e-3, atol=1e-3
+            )
             assert hessian.shared_tokens == len(everything) == text.corpus.tokens
     assert sum(seen.values()) == 2 * text.corpus.tokens  # two experts a token
     assert walk.depth == 4
