@@ -2,12 +2,12 @@
 
     python benchmarks/int4_methods.py [--calibration-tokens 40000] [--tokens 40000] [--seq-len 512] [--groups 32 64 128]
 
-On the trained small model: its routed experts in INT4, everything else BF16. Of the packaged texts, which the model was
-not trained on, every second document calibrates and the others are measured on. Columns: relative error of the quantized
-weights; KL divergence of the next token from BF16, mean with its interval over documents, and 99th percentile; same
-most likely token; same set of experts, averaged over layers; drafts accepted at step 1 and 3. On random weights without
-a model, Gaussian and Student-t with 5 degrees of freedom: relative error; calibrated methods see correlated inputs, and
-the second number is their relative error of outputs, sqrt(tr(E H E^T) / tr(W H W^T)).
+On the trained small model: its routed experts in INT4, everything else BF16. Of the packaged texts, which the model
+was not trained on, every second document calibrates and the others are measured on. Columns: relative error of the
+quantized weights; KL divergence of the next token from BF16, mean with its interval over documents, and 99th
+percentile; same most likely token; same set of experts, averaged over layers; drafts accepted at step 1 and 3. On
+random weights without a model, Gaussian and Student-t with 5 degrees of freedom: relative error of the weights, and of
+outputs for correlated inputs, sqrt(tr(E H E^T) / tr(W H W^T)).
 
 Prints JSON, then the same as Markdown. Errors do not depend on the machine's speed; ten minutes on two cores.
 """
@@ -121,7 +121,7 @@ def by_method(weight: Tensor, group: int, method: str, hessian: Tensor, factor: 
     scheme: Any = get_scheme(f"int4-g{group}", method=method)
     if method not in WEIGHTED:
         return scheme.quantize(weight)
-    start = scheme.quantize(weight, hessian.diagonal())
+    start = scheme.quantize(weight, hessian.diagonal().sqrt())
     return gptq.improve(weight, start, factor) if method == "gptq" else start
 
 

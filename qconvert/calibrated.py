@@ -1,7 +1,10 @@
 """Quantizing with calibration: what a plan says about it, and one weight after the other with what its inputs were.
 
-    imatrix   scales by least squared error weighted with the mean square of each input
+    imatrix   scales by least squared error, each input weighted with the root of its mean square
     gptq      the same scales, then codes by `schemes.int4.gptq`
+
+The root, because mean squares themselves would leave a group's scale to its few most active inputs: they give less
+error in the mean square of outputs if errors of different inputs never cancel, and worse models (design note).
 
 Never silent: what cannot be done as asked falls back to the next simpler method (gptq, imatrix, mse), by tensor, with
 the reason in the report. gptq is also refused where it does not lower the output error on its own moments.
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qconvert.calibration import DEFAULT_TOKENS, Inputs, Request, Walk, find_calibration
+from qconvert.calibration import DEFAULT_TOKENS, Inputs, Request, Walk, WalkProgress, find_calibration
 from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight
 from qconvert.schemes.int4 import WEIGHTED, Int4, gptq
@@ -60,7 +63,7 @@ def calibration_settings(
     }
 
 
-def open_walk(folder: Path, recipe: Mapping[str, Any], names: list[str], workers: int, progress: Any) -> Walk:
+def open_walk(folder: Path, recipe: Mapping[str, Any], names: list[str], workers: int, progress: WalkProgress) -> Walk:
     """The walk over the tokens that a recipe names; refuses if the text is another one by now."""
     planned = recipe[KEY]
     text = find_calibration()(folder, Request(planned["source"], planned["asked"], planned["seq_len"]))
@@ -132,7 +135,7 @@ def quantize_calibrated(weight: Tensor, scheme: Int4, statistics: Statistics) ->
     importance = statistics.importance()
     if not (bool(torch.isfinite(importance).all()) and float(importance.sum()) > 0):
         return Outcome(_by(scheme, "mse").quantize(weight), "mse", tokens, NEVER_ACTIVE)
-    plain = _by(scheme, "imatrix").quantize(weight, importance)
+    plain = _by(scheme, "imatrix").quantize(weight, importance.sqrt())
     if scheme.method == "imatrix":
         return Outcome(plain, "imatrix", tokens, note)
     try:

@@ -27,7 +27,16 @@ from typing import Any, Protocol
 from qconvert.errors import UserError
 from qconvert.schemes.int4.gptq import Moments
 
-__all__ = ["DEFAULT_TOKENS", "CalibrationText", "Inputs", "Moments", "Request", "Walk", "find_calibration"]
+__all__ = [
+    "DEFAULT_TOKENS",
+    "CalibrationText",
+    "Inputs",
+    "Moments",
+    "Request",
+    "Walk",
+    "WalkProgress",
+    "find_calibration",
+]
 
 GROUP = "qconvert.calibration"
 EXTRA = "evals"  # brings what the function needs

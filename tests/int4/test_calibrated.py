@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from qconvert import calibrated, calibration
-from qconvert.checkpoint import MANIFEST, TENSOR_REPORT, Checkpoint
+from qconvert.checkpoint import MANIFEST, TENSOR_REPORT, Checkpoint, load_safetensors, save_safetensors
+from qconvert.cli.quantize import tensor_lines
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import open_weights
@@ -357,6 +358,13 @@ def test_fallbacks_and_few_tokens_are_counted() -> None:
     assert list(found["few_tokens"]["layers"]) == ["layer 0", "layer 2", "layer 10"]
     assert found["worst"][0] == {"name": rows[1].name, "relative_error": 0.5}
     assert found["kinds"]["experts.up_proj"] == {"tensors": 9, "mean_relative_error": round((0.5 + 0.8) / 9, 6)}
+    shown = tensor_lines(found)
+    assert "fallback, 1 tensors: a, reason" in shown and "methods: gptq 17, mse 1" in shown
+    assert shown[2] == (
+        "6 of 9 modules saw fewer than 15 calibration tokens (layer 0: 2, layer 2: 2, layer 10: 2); "
+        "the fewest 0, none 3"
+    )
+    assert tensor_lines({}) == []
     lines = to_csv(rows).splitlines()
     assert lines[0] == "name,scheme,method,tokens,relative_error,note"
     assert lines[2] == f'{rows[1].name},int4-g32,mse,0,0.500000,"a, reason"'
@@ -365,8 +373,6 @@ def test_fallbacks_and_few_tokens_are_counted() -> None:
 def test_an_unusable_weight_is_named_and_nothing_is_left(model: Path, text: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(model, tmp_path / "source"))
     for shard in source.glob("*.safetensors"):
-        from qconvert.checkpoint import load_safetensors, save_safetensors
-
         tensors = load_safetensors(shard)
         if f"{DOWN}.weight" in tensors:
             tensors[f"{DOWN}.weight"][3, 7] = 3e38
