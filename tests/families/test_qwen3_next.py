@@ -148,8 +148,9 @@ def test_every_family_has_a_module_of_its_name() -> None:
 
 
 def test_places_are_in_the_order_in_which_a_token_meets_them() -> None:
-    names = ["model.embed_tokens.weight", "model.layers.0.mlp.gate.weight", "model.layers.2.input_layernorm.weight",
-             "model.layers.10.mlp.experts.3.up_proj.weight", "model.norm.weight", "mtp.layers.0.mlp.gate.weight"]  # fmt: skip
+    layers = ("0.mlp.gate", "2.input_layernorm", "10.mlp.experts.3.up_proj")
+    names = ["model.embed_tokens.weight", *(f"model.layers.{rest}.weight" for rest in layers), "model.norm.weight"]
+    names.append("mtp.layers.0.mlp.gate.weight")
     family = family_of(tiny_config())
     places = [family.place(name) for name in names]
     assert places == sorted(places) and len({rank for rank, _ in places}) == 6
