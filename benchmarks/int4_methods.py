@@ -121,8 +121,9 @@ def by_method(weight: Tensor, group: int, method: str, hessian: Tensor, factor: 
     scheme: Any = get_scheme(f"int4-g{group}", method=method)
     if method not in WEIGHTED:
         return scheme.quantize(weight)
-    start = scheme.quantize(weight, hessian.diagonal().sqrt())
-    return gptq.improve(weight, start, factor) if method == "gptq" else start
+    if method == "imatrix":
+        return scheme.quantize(weight, hessian.diagonal())
+    return gptq.improve(weight, scheme.quantize(weight, hessian.diagonal().sqrt()), factor)
 
 
 def markdown(report: dict[str, Any]) -> str:
