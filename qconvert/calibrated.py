@@ -95,20 +95,26 @@ class Statistics:
         self._factor: gptq.Factor | None = None
 
     def importance(self) -> Tensor:
-        """Mean squares, fp64 [K]."""
+        """Mean squares, fp64 [K]; no Hessian is made for them."""
         with self._lock:
             if self._importance is None:
                 self._importance = gptq.mixed(self.inputs.importance())
             return self._importance
 
-    def hessian(self) -> tuple[Tensor, gptq.Factor]:
-        """Second moments, fp64 [K, K], and their factor; raises NotFactorised."""
+    def hessian(self) -> Tensor:
+        """Second moments, fp64 [K, K]."""
         with self._lock:
             if self._hessian is None:
                 self._hessian = gptq.estimate(self.inputs.hessian())
+            return self._hessian
+
+    def factor(self) -> gptq.Factor:
+        """Of the Hessian; raises NotFactorised."""
+        hessian = self.hessian()
+        with self._lock:
             if self._factor is None:
-                self._factor = gptq.factorise(self._hessian)
-            return self._hessian, self._factor
+                self._factor = gptq.factorise(hessian)
+            return self._factor
 
 
 class Calibrated:
@@ -132,14 +138,15 @@ def quantize_calibrated(weight: Tensor, scheme: Int4, statistics: Statistics) ->
     """A whole weight [N, K], by the scheme's method or the next simpler one that works."""
     tokens = statistics.inputs.tokens
     note = "" if tokens else UNSEEN
-    importance = statistics.importance()
+    hessian = statistics.hessian() if scheme.method == "gptq" else None
+    importance = statistics.importance() if hessian is None else hessian.diagonal()
     if not (bool(torch.isfinite(importance).all()) and float(importance.sum()) > 0):
         return Outcome(_by(scheme, "mse").quantize(weight), "mse", tokens, NEVER_ACTIVE)
     plain = _by(scheme, "imatrix").quantize(weight, importance)
-    if scheme.method == "imatrix":
+    if hessian is None:
         return Outcome(plain, "imatrix", tokens, note)
     try:
-        hessian, factor = statistics.hessian()
+        factor = statistics.factor()
     except gptq.NotFactorised:
         return Outcome(plain, "imatrix", tokens, NO_FACTOR)
     moved = gptq.improve(weight, scheme.quantize(weight, importance.sqrt()), factor)
