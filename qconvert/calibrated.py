@@ -1,7 +1,10 @@
 """Quantizing with calibration: what a plan says about it, and one weight after the other with what its inputs were.
 
-    imatrix   scales by least squared error weighted with the mean square of each input
-    gptq      the same scales, then codes by `schemes.int4.gptq`
+    imatrix   scales by least squared error, each input weighted with its mean square
+    gptq      the same with its root mean square, then codes by `schemes.int4.gptq`
+
+The root, because mean squares leave a group's scale to its few most active inputs, whose errors the sweep can pass on
+as well as any: measured, models are better by 1 to 4% (design note).
 
 Never silent: what cannot be done as asked falls back to the next simpler method (gptq, imatrix, mse), by tensor, with
 the reason in the report. gptq is also refused where it does not lower the output error on its own moments.
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qconvert.calibration import DEFAULT_TOKENS, Inputs, Request, Walk, find_calibration
+from qconvert.calibration import DEFAULT_TOKENS, Inputs, Request, Walk, WalkProgress, find_calibration
 from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight
 from qconvert.schemes.int4 import WEIGHTED, Int4, gptq
@@ -52,14 +55,18 @@ def calibration_settings(
             expected="--calibration FILE.txt, FILE.jsonl or a data set of the hub",
             fix="give one that resembles what the model will serve, and not the one that `compare` measures on",
         )
-    text = find_calibration()(folder, Request(source, DEFAULT_TOKENS if tokens is None else tokens))
-    return {KEY: dict(text.identity), "min_tokens": DEFAULT_MIN_TOKENS if min_tokens is None else min_tokens}
+    asked = DEFAULT_TOKENS if tokens is None else tokens
+    text = find_calibration()(folder, Request(source, asked))
+    return {
+        KEY: {**text.identity, "asked": asked},
+        "min_tokens": DEFAULT_MIN_TOKENS if min_tokens is None else min_tokens,
+    }
 
 
-def open_walk(folder: Path, recipe: Mapping[str, Any], names: list[str], workers: int, progress: Any) -> Walk:
+def open_walk(folder: Path, recipe: Mapping[str, Any], names: list[str], workers: int, progress: WalkProgress) -> Walk:
     """The walk over the tokens that a recipe names; refuses if the text is another one by now."""
     planned = recipe[KEY]
-    text = find_calibration()(folder, Request(planned["source"], planned["tokens"], planned["seq_len"]))
+    text = find_calibration()(folder, Request(planned["source"], planned["asked"], planned["seq_len"]))
     if text.identity["sha256"] != planned["sha256"]:
         raise UserError(
             "the calibration text changed since the plan was made", where=planned["source"], fix="run it again"
@@ -88,22 +95,26 @@ class Statistics:
         self._factor: gptq.Factor | None = None
 
     def importance(self) -> Tensor:
-        """Mean squares, fp64 [K]."""
+        """Mean squares, fp64 [K]; no Hessian is made for them."""
         with self._lock:
             if self._importance is None:
-                moments = self.inputs.importance()
-                self._importance = gptq.shrunk(moments.own, moments.shared, self.inputs.tokens)
+                self._importance = gptq.mixed(self.inputs.importance())
             return self._importance
 
-    def hessian(self) -> tuple[Tensor, gptq.Factor]:
-        """Second moments, fp64 [K, K], and their factor; raises NotFactorised."""
+    def hessian(self) -> Tensor:
+        """Second moments, fp64 [K, K]."""
         with self._lock:
             if self._hessian is None:
-                moments = self.inputs.hessian()
-                self._hessian = gptq.shrunk(moments.own, moments.shared, self.inputs.tokens)
+                self._hessian = gptq.estimate(self.inputs.hessian())
+            return self._hessian
+
+    def factor(self) -> gptq.Factor:
+        """Of the Hessian; raises NotFactorised."""
+        hessian = self.hessian()
+        with self._lock:
             if self._factor is None:
-                self._factor = gptq.factorise(self._hessian)
-            return self._hessian, self._factor
+                self._factor = gptq.factorise(hessian)
+            return self._factor
 
 
 class Calibrated:
@@ -127,17 +138,18 @@ def quantize_calibrated(weight: Tensor, scheme: Int4, statistics: Statistics) ->
     """A whole weight [N, K], by the scheme's method or the next simpler one that works."""
     tokens = statistics.inputs.tokens
     note = "" if tokens else UNSEEN
-    importance = statistics.importance()
+    hessian = statistics.hessian() if scheme.method == "gptq" else None
+    importance = statistics.importance() if hessian is None else hessian.diagonal()
     if not (bool(torch.isfinite(importance).all()) and float(importance.sum()) > 0):
         return Outcome(_by(scheme, "mse").quantize(weight), "mse", tokens, NEVER_ACTIVE)
     plain = _by(scheme, "imatrix").quantize(weight, importance)
-    if scheme.method == "imatrix":
+    if hessian is None:
         return Outcome(plain, "imatrix", tokens, note)
     try:
-        hessian, factor = statistics.hessian()
+        factor = statistics.factor()
     except gptq.NotFactorised:
         return Outcome(plain, "imatrix", tokens, NO_FACTOR)
-    moved = gptq.improve(weight, replace(plain, scheme=scheme), factor)
+    moved = gptq.improve(weight, scheme.quantize(weight, importance.sqrt()), factor)
     if gptq.output_error(weight, moved, hessian) > gptq.output_error(weight, plain, hessian):
         return Outcome(plain, "imatrix", tokens, NOT_BETTER)
     return Outcome(moved, "gptq", tokens, note)

@@ -24,9 +24,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from qconvert.errors import UserError
+from qconvert.schemes.int4.gptq import Moments
+
+__all__ = [
+    "DEFAULT_TOKENS",
+    "CalibrationText",
+    "Inputs",
+    "Moments",
+    "Request",
+    "Walk",
+    "WalkProgress",
+    "find_calibration",
+]
 
 GROUP = "qconvert.calibration"
 EXTRA = "evals"  # brings what the function needs
@@ -43,14 +53,6 @@ class Request:
     source: str
     tokens: int = DEFAULT_TOKENS
     seq_len: int = SEQ_LEN
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of a weight's inputs in fp64: [K], or [K, K]. `shared` is None where nothing is shared."""
-
-    own: Tensor
-    shared: Tensor | None
 
 
 class Inputs(Protocol):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.calibrated import KEY, calibration_settings
-from qconvert.calibration import DEFAULT_TOKENS
 from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, resolve_source
 from qconvert.destination import check_destination
 from qconvert.engine_config import config_block, config_text
@@ -68,7 +67,7 @@ def plan_quantize(
     settings |= calibration_settings(source, method, calibration, calibration_tokens, min_tokens)
     if KEY in settings:
         tensors.sort(key=lambda tensor: family.place(tensor.name)[0])
-        notes += _calibration_notes(settings, calibration_tokens)
+        notes += _calibration_notes(settings[KEY])
     names = {name: numbers.name for name, numbers in quantized.items()}
     warned = [
         *layouts[scheme].warnings(checkpoint.config),
@@ -89,11 +88,10 @@ def plan_quantize(
     )
 
 
-def _calibration_notes(settings: Mapping[str, Any], asked: int | None) -> list[str]:
-    found = settings[KEY]["tokens"]
-    wanted = DEFAULT_TOKENS if asked is None else asked
+def _calibration_notes(text: Mapping[str, Any]) -> list[str]:
+    found, asked = text["tokens"], text["asked"]
     # Domains get equal shares, which may leave a few tokens over.
-    return [f"the calibration text has {found:,} tokens, {wanted:,} were asked for"] if found < 0.95 * wanted else []
+    return [f"the calibration text gave {found:,} tokens, {asked:,} were asked for"] if found < 0.95 * asked else []
 
 
 def choose_recipe(family: Family, name: str, scheme: str) -> Recipe:

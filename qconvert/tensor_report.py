@@ -1,10 +1,10 @@
-"""`qconvert_tensors.csv`: what became of each quantized tensor, and the summary of it in the manifest and on the screen.
+"""`qconvert_tensors.csv`: what became of each quantized tensor; and the summary of it in manifest and terminal.
 
     name, scheme, method, tokens, relative_error, note       one line a tensor, in the order of the files
 
 method is the one that was used, which the note explains where it is not the one that was asked for. tokens: how many
-the tensor's inputs were calibrated on; empty without calibration. relative_error: ||W' - W|| / ||W||, Frobenius. That of
-gptq is larger than that of plain rounding by design: it makes outputs better, not weights.
+the tensor's inputs were calibrated on; empty without calibration. relative_error: ||W' - W|| / ||W||, Frobenius. That
+of gptq is larger than that of plain rounding by design: it makes outputs better, not weights.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Calibration: which text, and the walk of the BF16 model through it that calibrated methods ask (`qconvert.calibration`).
+"""Calibration (`qconvert.calibration`): which text, and the walk of the BF16 model through it.
 
 The text is chosen as for `compare`: the same specifications, the same spread over domains and documents. The walk goes
 one layer at a time, with the routes that the model itself takes, and holds one layer's weights, the hidden states of
@@ -97,15 +97,19 @@ class LayerWalk:
     def _advance(self) -> LayerInputs:
         """Build one layer, or the head behind the last one, and run all batches through it."""
         depth, total = self.depth, self.lane.num_layers
-        self.progress(f"calibration: {f'layer {depth + 1} of {total}' if depth < total else 'the head'}")
+        where = f"calibration: {f'layer {depth + 1} of {total}' if depth < total else 'the head'}"
+        self.progress(where)
         if depth == 0:
             self._hidden = [self.lane.embed(batch.tokens) for batch in self.batches]
+        seen: list[Seen] = []
         head = self.lane.mtp() if depth == total else None
         layer = head.layer if head is not None else self.lane.layer(depth)
         wanted = self.names - expert_places(layer).keys()
         run = partial(self._through, layer, wanted) if head is None else partial(self._draft, head, wanted)
         with ThreadPoolExecutor(self.workers, "qconvert-calibration", torch.set_num_threads, (1,)) as pool:
-            seen = list(pool.map(torch.inference_mode()(run), range(len(self.batches)), self.batches))
+            for one in pool.map(torch.inference_mode()(run), range(len(self.batches)), self.batches):
+                seen.append(one)
+                self.progress(f"{where}, {len(seen)} of {len(self.batches)} batches")
         self.depth += 1
         return LayerInputs.gather(layer, self.names, seen)
 

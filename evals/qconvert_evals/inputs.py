@@ -1,9 +1,9 @@
 """What entered the linears of one layer, and second moments of it for one weight at a time.
 
     plain linear         own = mean of x x^T over all tokens, nothing shared
-    gate, up of expert   own = the same over the tokens routed to it; shared = over a sample of all tokens
-    down of expert       x = silu(gate x) * up x of this expert; own and shared as above: the sample is sent through this
-                         expert, too, because the channels of one expert have nothing to do with those of another
+    gate, up of expert   own = the same over the tokens routed to it; shared = over all tokens of the layer
+    down of expert       x = silu(gate x) * up x of this expert; own as above; shared = over a sample of all tokens,
+                         sent through this expert: channels of two experts have nothing to do with each other
 
 Rows are taken in the order of the tokens and products summed 1,024 rows at a time: each of BF16 factors is exact in
 fp32, sums of pieces are in fp64. Nothing is kept but the rows themselves.
@@ -11,6 +11,7 @@ fp32, sums of pieces are in fp64. Nothing is kept but the rows themselves.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -24,40 +25,80 @@ from qconvert_reference.moe import Mlp, SparseMoe
 from qconvert_reference.recording import Recording
 
 PIECE = 1024  # rows
-SAMPLE = 4096  # tokens that stand for all of a layer
+SAMPLE = 4096  # tokens that are sent through every expert for what is shared
 
-Rows = Callable[[], Iterator[Tensor]]  # pieces [n, K]
+Pieces = Callable[[], Iterator[Tensor]]  # [n, K] each
 
 
-@dataclass(frozen=True, eq=False)
-class RowInputs:
-    """The rows that one weight, or all weights of one input, were given."""
+class Rows:
+    """Rows of some input, and their moments."""
 
-    tokens: int
-    width: int
-    rows: Rows
-    sample: Rows | None = None  # what is shared
-    sample_tokens: int = 0
+    def __init__(self, count: int, width: int, pieces: Pieces) -> None:
+        self.count, self.width, self._pieces = count, width, pieces
 
-    def importance(self) -> Moments:
-        """Means of x^2, fp64 [K]."""
-        return self._moments((self.width,), lambda piece: piece.double().square().sum(0))
+    def importance(self) -> Tensor:
+        """Mean of x^2, fp64 [K]."""
+        return self._mean((self.width,), lambda piece: piece.double().square().sum(0))
 
-    def hessian(self) -> Moments:
-        """Means of x x^T, fp64 [K, K]."""
-        return self._moments((self.width, self.width), lambda piece: (piece.float().T @ piece.float()).double())
+    def hessian(self) -> Tensor:
+        """Mean of x x^T, fp64 [K, K]."""
+        return self._mean((self.width, self.width), lambda piece: (piece.float().T @ piece.float()).double())
 
     @torch.inference_mode()
-    def _moments(self, shape: tuple[int, ...], product: Callable[[Tensor], Tensor]) -> Moments:
-        own = _mean(self.rows, self.tokens, shape, product)
-        return Moments(own, self.sample and _mean(self.sample, self.sample_tokens, shape, product))
+    def _mean(self, shape: tuple[int, ...], product: Callable[[Tensor], Tensor]) -> Tensor:
+        total = torch.zeros(shape, dtype=torch.float64)
+        for piece in self._pieces():
+            total += product(piece)
+        return total / max(self.count, 1)
 
 
-def _mean(rows: Rows, count: int, shape: tuple[int, ...], product: Callable[[Tensor], Tensor]) -> Tensor:
-    total = torch.zeros(shape, dtype=torch.float64)
-    for piece in rows():
-        total += product(piece)
-    return total / max(count, 1)
+class KeptRows(Rows):
+    """Rows whose moments are asked for again and again: computed once, by whoever asks first."""
+
+    def __init__(self, count: int, width: int, pieces: Pieces) -> None:
+        super().__init__(count, width, pieces)
+        self._lock = threading.Lock()
+        self._kept: dict[str, Tensor] = {}
+
+    def importance(self) -> Tensor:
+        """Mean of x^2, fp64 [K]."""
+        return self._keep("importance", super().importance)
+
+    def hessian(self) -> Tensor:
+        """Mean of x x^T, fp64 [K, K]."""
+        return self._keep("hessian", super().hessian)
+
+    def _keep(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = compute()
+            return self._kept[name]
+
+
+class RowInputs:
+    """What entered one weight, or all weights of one input (`qconvert.calibration.Inputs`)."""
+
+    def __init__(self, own: Rows, shared: Rows | None = None) -> None:
+        self.own, self.shared = own, shared
+
+    @property
+    def tokens(self) -> int:
+        """Rows that the model sent there."""
+        return self.own.count
+
+    def importance(self) -> Moments:
+        """Means of x^2."""
+        return self._moments(lambda rows: rows.importance())
+
+    def hessian(self) -> Moments:
+        """Means of x x^T."""
+        return self._moments(lambda rows: rows.hessian())
+
+    def _moments(self, of: Callable[[Rows], Tensor]) -> Moments:
+        own, shared = self.own, self.shared
+        if shared is None:
+            return Moments(of(own), own.count)
+        return Moments(of(own), own.count, of(shared), shared.count)
 
 
 @dataclass(frozen=True)
@@ -68,6 +109,7 @@ class _Experts:
     x: Tensor
     tokens: Sequence[Tensor]  # numbers of each expert's tokens
     sample: Tensor  # [n] numbers of tokens that stand for all
+    all: Rows
 
     @classmethod
     def sort(cls, moe: SparseMoe, x: Tensor, chosen: Tensor) -> _Experts:
@@ -75,27 +117,28 @@ class _Experts:
         order = chosen.flatten().argsort(stable=True)  # pairs (token, choice), expert by expert
         counts = chosen.flatten().bincount(minlength=len(moe.experts))
         tokens = torch.split(order // chosen.shape[1], counts.tolist())
-        return cls(moe, x, tokens, torch.linspace(0, len(x) - 1, min(SAMPLE, len(x))).round().long())
+        sample = torch.linspace(0, len(x) - 1, min(SAMPLE, len(x))).round().long()
+        return cls(moe, x, tokens, sample, KeptRows(len(x), x.shape[1], lambda: iter(torch.split(x, PIECE))))
 
     def inputs(self, expert: int, hidden: bool) -> RowInputs:
         """Of gate and up, or of down ("hidden")."""
         mlp, numbers = self.moe.experts[expert], self.tokens[expert]
-        width = mlp.down_proj.weight().shape[1] if hidden else self.x.shape[1]
-        run = mlp if hidden else None
-        return RowInputs(
-            len(numbers), width, _select(self.x, numbers, run), _select(self.x, self.sample, run), len(self.sample)
-        )
+        if not hidden:
+            return RowInputs(Rows(len(numbers), self.x.shape[1], _select(self.x, numbers)), self.all)
+        width = mlp.down_proj.weight().shape[1]
+        own, shared = (Rows(len(n), width, _select(self.x, n, mlp)) for n in (numbers, self.sample))
+        return RowInputs(own, shared)
 
 
-def _select(x: Tensor, numbers: Tensor, mlp: Mlp | None) -> Rows:
+def _select(x: Tensor, numbers: Tensor, mlp: Mlp | None = None) -> Pieces:
     """Rows of x by their numbers, on their way into an expert, or into its down projection."""
 
-    def rows() -> Iterator[Tensor]:
+    def pieces() -> Iterator[Tensor]:
         for part in torch.split(numbers, PIECE):
             entering = x[part]
             yield entering if mlp is None else mlp.hidden(entering)
 
-    return rows
+    return pieces
 
 
 @dataclass
@@ -157,9 +200,9 @@ def _present(values: Tensor | None, mask: Tensor) -> Tensor:
     return values[mask]
 
 
-def _all_rows(pieces: Sequence[Tensor]) -> RowInputs:
-    def rows() -> Iterator[Tensor]:
-        for piece in pieces:
-            yield from torch.split(piece, PIECE)
+def _all_rows(parts: Sequence[Tensor]) -> RowInputs:
+    def pieces() -> Iterator[Tensor]:
+        for part in parts:
+            yield from torch.split(part, PIECE)
 
-    return RowInputs(sum(map(len, pieces)), pieces[0].shape[1], rows)
+    return RowInputs(Rows(sum(map(len, parts)), parts[0].shape[1], pieces))

@@ -84,8 +84,8 @@ def conversion_options(command: Command) -> Command:
     "--method",
     type=click.Choice(["rtn", "mse", "imatrix", "gptq"]),
     show_default="mse",
-    help="INT4: scales by the plain rule of compressed-tensors, by least squared error, by that error weighted with the "
-    "inputs, or those and codes that make up for each other's errors. The last two need --calibration.",
+    help="INT4: scales by the plain rule of compressed-tensors, by least squared error, by that error weighted with "
+    "the inputs, or those and codes that make up for each other's errors. The last two need --calibration.",
 )
 @click.option(
     "--calibration",
@@ -99,7 +99,7 @@ def conversion_options(command: Command) -> Command:
     "--min-tokens",
     type=click.IntRange(min=0),
     metavar="N",
-    show_default="128",
+    show_default="512",
     help="Experts that saw fewer tokens than this are counted in the report.",
 )
 @click.option("--asymmetric", is_flag=True, help="INT4 with zero points.")

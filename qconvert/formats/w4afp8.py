@@ -54,9 +54,7 @@ class W4AFp8(CompressedTensors):
         if isinstance(width, int):
             sizes = [size for size in (1, 2, 4, 8) if width % (size * STEP) == 0]
             fitting = ", ".join(map(str, sizes)) or "none"
-            found.append(
-                f"experts {width} wide load with tensor-parallel sizes {fitting}; else with expert parallelism"
-            )
+            found.append(f"tensor-parallel sizes for experts {width} wide: {fitting}; others need expert parallelism")
         return [("vLLM", text) for text in found]
 
     def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     dense          W as it is, in the compute dtype
     dequantizing   W = codes * scales, rounded once to the compute dtype (weight-only serving)
-    W8A8           x too becomes eight-bit numbers, one scale per token and group of 128; the product of both unrounded
-                   factors is accumulated in fp32 and rounded once, as block-FP8 kernels do, save for the order
+    W8A8, W4A8     x too becomes eight-bit numbers, one scale per token and group of 128 (block FP8) or per token
+                   (W4A8); the product of both unrounded factors is accumulated in fp32 and rounded once, as kernels do,
+                   save for the order
 
 `accumulation="split"` adds the two halves of K separately: the same numbers in another order. Two runs that differ only
 in this are the yardstick for "no difference" (the noise lane).
@@ -48,12 +49,16 @@ def load_tensor(load: Load, name: str) -> Tensor:
 class Numerics:
     """How a lane computes: dtype of activations and weights, activation quantization, order of accumulation.
 
+    `activations` says what becomes of the inputs of quantized weights, of those alone whose scheme's name starts with
+    `activations_of`: in a folder of INT4 and FP8 weights engines quantize the inputs of one kind only.
+
     `keep_dequantized=False` dequantizes at every call instead of once: slower, but a layer with hundreds of experts
     then needs memory for its codes and one dequantized weight only.
     """
 
     compute_dtype: torch.dtype = torch.bfloat16
-    activations: Literal["none", "fp8-group128"] = "none"
+    activations: Literal["none", "fp8-group128", "fp8-token"] = "none"
+    activations_of: str = ""
     accumulation: Literal["plain", "split"] = "plain"
     keep_dequantized: bool = True
 
@@ -106,23 +111,24 @@ class DequantizingLinear(Linear):
         return weight
 
 
-class W8A8Linear(DequantizingLinear):
+class EightBitInputLinear(DequantizingLinear):
     """Eight-bit activations against the unrounded weight, in fp32."""
 
     def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
         super().__init__(weight, numerics)
         self.weight_dtype = torch.float32
+        self.group = GROUP if numerics.activations == "fp8-group128" else weight.shape[1]
 
     def input(self, x: Tensor) -> Tensor:
-        return round_activations(x)
+        return round_activations(x, self.group)
 
 
 def make_linear(weight: Tensor | QuantizedWeight, numerics: Numerics) -> Linear:
-    """The variant that fits the weight: dense for a tensor, dequantizing or W8A8 for a quantized one."""
+    """The variant that fits the weight: dense for a tensor, else dequantizing, with eight-bit inputs if asked for."""
     if isinstance(weight, Tensor):
         return Linear(weight, numerics)
-    if numerics.activations == "fp8-group128":
-        return W8A8Linear(weight, numerics)
+    if numerics.activations != "none" and weight.scheme.name.startswith(numerics.activations_of):
+        return EightBitInputLinear(weight, numerics)
     return DequantizingLinear(weight, numerics)
 
 
@@ -140,15 +146,15 @@ def _split_product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:])
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """x [..., K] through e4m3 with one fp32 scale per token and 128 neighbours, as fp32 values.
+def round_activations(x: Tensor, group: int = GROUP) -> Tensor:
+    """x [..., K] through e4m3 with one fp32 scale per token and `group` neighbours, as fp32 values.
 
     scale = largest magnitude of the group / largest e4m3 number; a group of zeros has scale 1. A last group may be
     shorter.
     """
     width = x.shape[-1]
-    padded = F.pad(x.float(), (0, -width % GROUP))
-    groups = padded.reshape(*x.shape[:-1], -1, GROUP)  # [..., K/128, 128]
+    padded = F.pad(x.float(), (0, -width % group))
+    groups = padded.reshape(*x.shape[:-1], -1, group)  # [..., K/group, group]
     scale = groups.abs().amax(-1, keepdim=True) / torch.finfo(CODE).max
     scale = torch.where(scale == 0, 1.0, scale)
     limit = torch.finfo(CODE).max

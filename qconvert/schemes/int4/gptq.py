@@ -2,17 +2,23 @@
 
     loss    tr((W' - W) H (W' - W)^T),  H [K, K] the mean of x x^T: the mean squared change of all outputs
 
-Scales and zero points are fixed beforehand (static groups), by the search of `rules` weighted with the diagonal of H.
+Scales and zero points are fixed beforehand (static groups), by the search of `rules`.
 Then one input after the other is rounded, the most active first, and its error is passed on to the inputs not yet
 rounded, which can undo a part of it. With U upper triangular, U^T U = (H + damping)^-1, in the order of rounding:
 
     q_k = round(w_k),   e_k = (w_k - q_k) / U[k, k],   w_j -= e_k U[k, j] for j > k
 
 Groups keep their natural places, so that files look like those of any other method. A code may leave the one that
-plain rounding gives by a few steps (`Int4.most_moved`) at most, so that `verify` has a bound that holds; it rarely binds (design note).
-Sums run in fp64, so that different libraries round differently only in the fifteenth digit.
+plain rounding gives by `Int4.most_moved` at most, so that `verify` has a bound that holds; more gains nothing. Sums run
+in fp64, so that different libraries differ only in the fifteenth digit.
 
-Few rows: `shrunk` mixes an expert's own moments with those that its layer's tokens would give it.
+Few rows: with n of an expert's own, its moments are mixed with those that all tokens of its layer (m of them) would
+give it, and pairs of inputs are trusted as far as there are more rows than inputs:
+
+    H = (n H_own + P H_shared) / (n + P),    rows = (n + P)^2 / (n + P^2 / m),    H_ij *= rows / (rows + K) for i != j
+
+rows is the number of equally weighted rows that have as much noise as the mixture. With few of them H is nearly
+diagonal and nothing is passed on: gptq becomes imatrix by itself.
 
 Left out: scales that follow the moved weights, groups made after reordering (engines no longer load them), and batches
 of factorisations: gate and up share one, and on a CPU each core does a matrix of its own.
@@ -29,7 +35,18 @@ from qconvert.schemes.scheme import QuantizedWeight
 
 BLOCK = 128  # inputs whose errors are passed on to the rest in one product
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # times the mean of the diagonal; the first that can be factorised is taken
-PRIOR_TOKENS = 128.0
+PRIOR_TOKENS = 512.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a weight's inputs in fp64, [K] or [K, K], and of how many rows they are the means. `shared` is
+    None where nothing is shared."""
+
+    own: Tensor
+    tokens: int
+    shared: Tensor | None = None
+    shared_tokens: int = 0
 
 
 class NotFactorised(ValueError):
@@ -45,11 +62,21 @@ class Factor:
     damping: float
 
 
-def shrunk(own: Tensor, shared: Tensor | None, tokens: int, prior: float = PRIOR_TOKENS) -> Tensor:
-    """(n own + prior shared) / (n + prior): few tokens say little of their own."""
-    if shared is None:
-        return own
-    return (tokens * own + prior * shared) / (tokens + prior)
+def mixed(moments: Moments) -> Tensor:
+    """An expert's own moments and those of its layer, (n own + P shared) / (n + P): [K] or [K, K]."""
+    own, n = moments.own, moments.tokens
+    return own if moments.shared is None else (n * own + PRIOR_TOKENS * moments.shared) / (n + PRIOR_TOKENS)
+
+
+def estimate(moments: Moments) -> Tensor:
+    """The Hessian [K, K] to work with: mixed, and pairs of inputs trusted as far as there are rows."""
+    hessian, rows = mixed(moments), float(moments.tokens)
+    if moments.shared is not None:
+        n, prior = moments.tokens, PRIOR_TOKENS
+        rows = (n + prior) ** 2 / (n + prior**2 / max(moments.shared_tokens, 1))
+    estimated = hessian * (rows / (rows + len(hessian)))
+    estimated.diagonal().copy_(hessian.diagonal())
+    return estimated
 
 
 def factorise(hessian: Tensor) -> Factor:

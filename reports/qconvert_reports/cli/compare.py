@@ -32,7 +32,7 @@ from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget
 )
 @click.option(
     "--activations",
-    type=click.Choice(["auto", "none", "fp8-group128"]),
+    type=click.Choice(["auto", "none", "fp8-group128", "fp8-token"]),
     default="auto",
     show_default=True,
     help="How candidates quantize activations; auto: as their config.json asks engines to.",
@@ -64,8 +64,8 @@ def compare(
 ) -> None:
     """Measure how far conversions drift from BF16, and judge it."""
     named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
-    if weight_only and activations == "fp8-group128":
-        raise UserError("--weight-only contradicts --activations fp8-group128", fix="give one of them")
+    if weight_only and activations.startswith("fp8"):
+        raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
     judging = Judging(budget_file, baseline, report_folder)
     with extra_for("compare"):
