@@ -35,7 +35,7 @@ from qconvert.schemes.scheme import QuantizedWeight
 
 BLOCK = 128  # inputs whose errors are passed on to the rest in one product
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # times the mean of the diagonal; the first that can be factorised is taken
-PRIOR_TOKENS = 512.0
+PRIOR_TOKENS = 512.0  # measured: best or near it with 125, 500 and 10,000 tokens an expert (design note)
 
 
 @dataclass(frozen=True)
