@@ -162,7 +162,8 @@ class _Run:
         conversion = Conversion(self.checkpoint, job, path, self.plan.recipe)
         self.unfinished.add(conversion)
         for tensor in job.tensors:
-            # Statistics are taken here, where tensors come in their order, and not by whichever worker is first.
+            # Statistics are taken here, where tensors come in their order, and not by whichever worker is first. The
+            # others wait for a layer to be walked through: whatever they could take next needs it, too.
             calibrated = self.calibrated if self._needs_inputs(tensor) else None
             statistics = None if calibrated is None else calibrated.take(tensor.name)
             yield functools.partial(self._convert, conversion, tensor, statistics)

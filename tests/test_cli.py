@@ -26,6 +26,7 @@ FLAGS = {
     "quantize": {
         "--scheme", "--format", "--scales", "--recipe", "--method", "--asymmetric", "--workers", "--dry-run",
         "--resume", "--no-resume", "--overwrite", "--json",
+        "--calibration", "--calibration-tokens", "--min-tokens",
     },
     "convert": {"--format", "--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "dequantize": {"--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},

@@ -4,6 +4,7 @@ fallbacks and every refusal by name."""
 import csv
 import json
 import shutil
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -176,6 +177,10 @@ def test_a_missing_extra_is_named(model: Path, text: Path, tmp_path: Path, monke
         monkeypatch.setattr(calibration.metadata, "entry_points", lambda group, points=points: points)
         with pytest.raises(UserError, match=r"pip install 'qconvert\[evals\]'"):
             plan_quantize(model, tmp_path / "out", **options(text))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'qconvert\[evals\]'"):
+        plan_quantize(model, tmp_path / "out", **options(text))
     broken = metadata.EntryPoint("reference", "qconvert.no_such_module:open_text", calibration.GROUP)
     monkeypatch.setattr(calibration.metadata, "entry_points", lambda group: [broken])
     with pytest.raises(ModuleNotFoundError):
