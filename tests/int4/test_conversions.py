@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from qconvert.checkpoint import MANIFEST, load_safetensors, read_config, write_checkpoint
+from qconvert.checkpoint import MANIFEST, TENSOR_REPORT, load_safetensors, read_config, write_checkpoint
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.quantization import convert, plan_convert, quantize
@@ -21,7 +21,9 @@ from tests.tiny import tiny_config, write_tiny_checkpoint
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+    """All but the records of the run that made the folder."""
+    records = (MANIFEST, TENSOR_REPORT)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in records}
 
 
 def a_source(folder: Path, hidden: int, width: int, experts: int, dtype: torch.dtype, seed: int) -> Path:

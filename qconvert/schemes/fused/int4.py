@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qconvert.schemes.fused.jit import Array, Number, loop, step
 from qconvert.schemes.int4 import Int4, rules
-from qconvert.schemes.int4.number_format import LARGEST_WEIGHT, SCALE_TYPES, unusable
+from qconvert.schemes.int4.number_format import SCALE_TYPES, unusable
 from qconvert.schemes.scheme import QuantizedWeight, add_rows
 
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
@@ -42,13 +42,13 @@ def quantize(scheme: Int4, weight: Tensor, importance: Tensor | None = None) -> 
         (grid, width, rules.SHORTEST, rules.LONGEST, rules.SMALLEST_SCALE),
         np.array([width / (part * grid) for part in rules.SHRINK], dtype=f32),
         weights.long().numpy(),
-        int(f32(LARGEST_WEIGHT).view(u32) >> 16),
+        int(f32(scheme.largest).view(u32) >> 16),
         codes.numpy(),
         scales.numpy(),
         zeros.numpy(),
     )
     if not usable:
-        raise unusable(weight)
+        raise unusable(weight, 0, scheme.largest)
     return QuantizedWeight(scheme, codes, scales.to(stored), zeros if scheme.asymmetric else None)
 
 

@@ -8,7 +8,7 @@ codes: int8 [N, K], -8..7.  scales: BF16 [N, G], G = ceil(K / group), rounded be
 exactly -8 * scale, whatever its sign, and all sixteen codes are used. A last group may be shorter; rows are
 independent. How a file packs these numbers is the business of its format.
 
-Which scale: see `rules`. Weights above 2^127 are refused, as in FP8, so that codes times scales stay finite.
+Which scale: see `rules`. Weights above 2^127 (2^126 with zero points) are refused, so that codes times scales stay finite.
 
 Left out: other widths, scales over whole rows, and permuted inputs (act-order), which engines no longer load.
 """
@@ -77,6 +77,11 @@ class Int4:
         """Steps by which a code may differ from plain rounding."""
         return MOST_MOVED if self.method == "gptq" else 0
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of a weight; with zero points two of them make a span, which must be finite."""
+        return LARGEST_WEIGHT / 2 if self.asymmetric else LARGEST_WEIGHT
+
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
         """Weight [N, K] to numbers; `importance` [K] of the inputs for methods that weigh. Raises UnusableWeight."""
         if self.weighted != (importance is not None):
@@ -99,8 +104,8 @@ class Int4:
             part[:, :columns] = weight[start : start + step]
             tiles = part.view(-1, self.group)  # [step * G, group]
             low, high = tiles.amin(-1), tiles.amax(-1)  # [step * G]
-            if not bool((torch.maximum(high, -low) <= LARGEST_WEIGHT).all()):  # NaN compares false, too
-                raise unusable(weight[start : start + step], start)
+            if not bool((torch.maximum(high, -low) <= self.largest).all()):  # NaN compares false, too
+                raise unusable(weight[start : start + step], start, self.largest)
             scale, zero = choose(tiles, low, high)
             scales[start : start + step] = scale.view(-1, groups)
             if zeros is not None and zero is not None:
@@ -223,7 +228,7 @@ def make(group: int, *, scales: str = "bf16", method: str | None = None, asymmet
     return Int4(group, scales, method, asymmetric)
 
 
-def unusable(stripe: Tensor, first_row: int = 0) -> UnusableWeight:
+def unusable(stripe: Tensor, first_row: int, largest: float) -> UnusableWeight:
     """The first value of the stripe [step, K] that is NaN, infinite or too large."""
-    row, column = (~(stripe.float().abs() <= LARGEST_WEIGHT)).nonzero()[0].tolist()
+    row, column = (~(stripe.float().abs() <= largest)).nonzero()[0].tolist()
     return UnusableWeight(first_row + row, column, float(stripe[row, column]))
