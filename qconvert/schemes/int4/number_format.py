@@ -8,7 +8,8 @@ codes: int8 [N, K], -8..7.  scales: BF16 [N, G], G = ceil(K / group), rounded be
 exactly -8 * scale, whatever its sign, and all sixteen codes are used. A last group may be shorter; rows are
 independent. How a file packs these numbers is the business of its format.
 
-Which scale: see `rules`. Weights above 2^127 (2^126 with zero points) are refused, so that codes times scales stay finite.
+Which scale: see `rules`. Weights above 2^127 (2^126 with zero points) are refused, so that codes times scales stay
+finite.
 
 Left out: other widths, scales over whole rows, and permuted inputs (act-order), which engines no longer load.
 """
