@@ -1,4 +1,4 @@
-"""What can go wrong before a kernel runs. This package cannot import `qconvert`, so callers turn these into user errors."""
+"""What can be wrong before a kernel runs. This package cannot import `qconvert`; callers make user errors of these."""
 
 
 class KernelsMissing(ImportError):

@@ -1,15 +1,15 @@
 """Arithmetic that means the same on a GPU and in Triton's interpreter.
 
-The interpreter (TRITON_INTERPRET=1) runs kernels on a CPU for tests. It loads and stores bf16 and e4m3 exactly and widens
-them, save that subnormal bf16 become zero and NaN codes of e4m3 +-480; but it adds, multiplies and `tl.dot`s bf16 on the
-bit patterns, truncates where fp32 becomes bf16, and loses carries where fp32 becomes e4m3. So every kernel here
+The interpreter (TRITON_INTERPRET=1) runs kernels on a CPU for tests. It loads and stores bf16 and e4m3 exactly and
+widens them, save that subnormal bf16 become zero and NaN codes of e4m3 +-480; but it adds, multiplies and `tl.dot`s
+bf16 on the bit patterns, truncates where fp32 becomes bf16, and loses carries where fp32 becomes e4m3. So every kernel
 
     multiplies matrices with   dot(a, b)  or  dot(a, b, acc)       instead of tl.dot
     widens with                widen(x)                            before any arithmetic on bf16 or e4m3
     narrows with               to_bf16(x), to_e4m3(x), narrow(x, dtype)
 
-Compiled, each is the plain instruction: the branch on INTERPRETING is gone before code is made. TRITON_INTERPRET must be
-set before triton is first imported; interpreting and compiling exclude each other within a process.
+Compiled, each is the plain instruction: the branch on INTERPRETING is gone before code is made. TRITON_INTERPRET must
+be set before triton is first imported; interpreting and compiling exclude each other within a process.
 """
 
 from __future__ import annotations

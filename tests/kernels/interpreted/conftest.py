@@ -1,8 +1,8 @@
 """The tests of this folder run kernels in Triton's interpreter, which needs a process of its own.
 
 TRITON_INTERPRET must be set before triton is imported and excludes compiling (tests/kernels/test_compiled.py). So the
-first test of this folder starts one child pytest with TRITON_INTERPRET=1 for all selected tests of the folder; the child
-writes down each report, and the parent hands them on as its own. Selecting, failing and `-x` work per case as usual.
+first test of this folder starts one child pytest with TRITON_INTERPRET=1 for all selected tests of the folder; the
+child writes down each report, and the parent hands them on as its own. Selecting and failing work per case as usual.
 """
 
 import json
@@ -19,19 +19,21 @@ CHILD = "QCONVERT_INTERPRETED_REPORTS"  # set in the child: the file that takes 
 REPORTS = pytest.StashKey[dict[str, list[pytest.TestReport]]]()
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if CHILD in os.environ and _child_config is not None:
-        data = _child_config.hook.pytest_report_to_serializable(config=_child_config, report=report)
-        with Path(os.environ[CHILD]).open("a") as file:
+class ReportWriter:
+    """In the child: one line of JSON for each report."""
+
+    def __init__(self, config: pytest.Config, file: Path) -> None:
+        self.config, self.file = config, file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        with self.file.open("a") as file:
             file.write(json.dumps(data) + "\n")
 
 
-_child_config: pytest.Config | None = None
-
-
-def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    global _child_config
-    _child_config = config
+def pytest_configure(config: pytest.Config) -> None:
+    if CHILD in os.environ:
+        config.pluginmanager.register(ReportWriter(config, Path(os.environ[CHILD])))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,8 +57,7 @@ def _run_child(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
         file = Path(folder) / "reports.jsonl"
         file.touch()
         child = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(session.config.rootpath)]
-            + [f"@{_listed(items, Path(folder))}"],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{_listed(items, Path(folder))}"],
             cwd=session.config.rootpath,
             env=os.environ | {"TRITON_INTERPRET": "1", CHILD: str(file)},
             stdout=subprocess.PIPE,
