@@ -6,3 +6,7 @@ class KernelsMissing(ImportError):
 
     def __init__(self) -> None:
         super().__init__("the Triton kernels need triton, which is not installed; pip install 'qconvert[kernels]'")
+
+
+class BadInput(ValueError):
+    """Tensors a kernel cannot take: shape, dtype, strides or device."""
