@@ -1,6 +1,6 @@
 """How a product is cut into tiles, what that needs, and whether a device has it.
 
-The numbers here are arithmetic on the tile alone; `qconvert_kernels.compiled` holds them against what the compiler says.
+The numbers here are arithmetic on the tile alone; `qconvert_kernels.compiled` holds them against the compiler.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How far a product may be from the fp64 product of the dequantized factors.
 
 Let S = sum_k |x_k| |w_k| in exact numbers. Products of e4m3 with e4m3 or bf16 fit fp32 exactly (8 and 12 bits). The sum
-of a block of 128 in any order errs by at most 127 * 2^-24 S; scaling it rounds twice; adding the blocks, in any order and
-any split, errs by at most (K / 128) * 2^-24 S. Rounding the result to bf16 costs at most half a step, 2^-8 of it.
+of a block of 128 in any order errs by at most 127 * 2^-24 S; scaling it rounds thrice; adding the blocks, in any order
+and any split, errs by at most (K / 128) * 2^-24 S. Rounding the result to bf16 costs at most half a step, 2^-8 of it.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Which tiling a product runs with: `<kernel>.<device>.json` beside this file, `<kernel>.default.json` for other devices.
+"""Which tiling a product runs with: `<kernel>.<device>.json` beside this file, or `<kernel>.default.json`.
 
     {"measured": "how and when, or null", "entries": [{"M": 16, "N": 2048, "K": 2048, "path": ..., <fields of Tiling>}]}
 

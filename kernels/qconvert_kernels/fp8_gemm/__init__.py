@@ -86,7 +86,7 @@ def _few_tokens(
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
     if splits > 1:
-        kernels.add_splits[(-(-m * n // 1024),)](parts, y, m * n, SPLITS=splits, BLOCK_SIZE=1024)
+        load_kernels("split_k").add(parts, y)
     return y
 
 

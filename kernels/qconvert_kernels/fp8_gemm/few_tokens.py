@@ -2,7 +2,7 @@
 
 The tensor core's M side takes 64 rows or more, its N side 16 or more. Weights fill the M side, so that sixteen tokens
 need no padding; for bf16 activations the weights are widened in registers, from where that side may be read. K is cut
-into SPLITS ranges where N alone gives too few programs; their fp32 sums are added in a fixed order by a second kernel.
+into SPLITS ranges where N alone gives too few programs; their fp32 sums are added in a fixed order by `split_k`.
 """
 
 import triton
@@ -15,11 +15,13 @@ from qconvert_kernels.numerics import dot, narrow, widen
 def product(
     X, X_SCALES, W, W_SCALES, Y, M, N, K,
     stride_x, stride_xs_m, stride_xs_k, stride_w, stride_ws, stride_split,
-    SPLITS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr = 128,
+    SPLITS: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_WEIGHTS: tl.constexpr,
+    BLOCK: tl.constexpr = 128,
 ):  # fmt: skip
     """Program (i, j, s): BLOCK_WEIGHTS outputs of BLOCK_TOKENS tokens over range s of K.
 
-    BLOCK_WEIGHTS divides 128, so each step of 128 along K has one weight scale. With SPLITS > 1, Y is [SPLITS, M, N] fp32.
+    BLOCK_WEIGHTS divides 128, so each step of 128 along K has one weight scale. With SPLITS > 1, Y is [SPLITS, M, N] in
+    fp32.
     """
     QUANTIZED_X: tl.constexpr = X.dtype.element_ty == tl.float8e4nv
     n_first = tl.program_id(0) * BLOCK_WEIGHTS
@@ -38,7 +40,15 @@ def product(
     first = tl.program_id(2) * tl.cdiv(steps, SPLITS)
     last = tl.minimum(first + tl.cdiv(steps, SPLITS), steps)
     total = tl.zeros((BLOCK_WEIGHTS, BLOCK_TOKENS), tl.float32)
+    # Scales are asked for one step ahead: asked for in their own step, they would come after the product.
+    scale = widen(tl.load(ws_at + tl.minimum(first, steps - 1)))
+    if QUANTIZED_X:
+        token_scale = tl.load(xs_at + tl.minimum(first, steps - 1) * stride_xs_k)
     for step in range(first, last):
+        coming = tl.minimum(step + 1, steps - 1)
+        next_scale = tl.load(ws_at + coming)
+        if QUANTIZED_X:
+            next_token_scale = tl.load(xs_at + coming * stride_xs_k)
         if EVEN_K:
             w = tl.load(w_at + step * BLOCK)
             x = tl.load(x_at + step * BLOCK)
@@ -46,23 +56,12 @@ def product(
             inside = (step * BLOCK + k < K)[None, :]
             w = tl.load(w_at + step * BLOCK, inside, other=0.0)
             x = tl.load(x_at + step * BLOCK, inside, other=0.0)
-        scale = widen(tl.load(ws_at + step))
         if QUANTIZED_X:
-            token_scale = scale * tl.load(xs_at + step * stride_xs_k)
-            total += dot(w, x.T) * token_scale[None, :]
+            total += dot(w, x.T) * (token_scale * scale)[None, :]
+            token_scale = next_token_scale
         else:
             total += dot(w.to(x.dtype), x.T) * scale
+        scale = widen(next_scale)
     at = m.to(tl.int64)[None, :] * N + n[:, None]
     at += tl.program_id(2).to(tl.int64) * stride_split
     tl.store(Y + at, narrow(total, Y.dtype.element_ty), (n < N)[:, None] & (m < M)[None, :])
-
-
-@triton.jit
-def add_splits(PARTS, Y, size, SPLITS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Y = PARTS[0] + PARTS[1] + ..., always in this order; PARTS [SPLITS, size] fp32."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    inside = at < size
-    total = tl.load(PARTS + at, inside, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        total += tl.load(PARTS + size.to(tl.int64) * split + at, inside, other=0.0)
-    tl.store(Y + at, narrow(total, Y.dtype.element_ty), inside)

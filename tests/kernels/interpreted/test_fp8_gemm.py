@@ -28,7 +28,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(n: int, k: int, *, positive: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Codes over the whole range of e4m3 and scales over four orders, some of them negative (the kernel may not care)."""
+    """Codes over the whole range of e4m3 and scales over four orders, some of them negative."""
     generator = torch.Generator().manual_seed(seed)
     codes = (torch.randn(n, k, generator=generator) * 100).clamp(-448, 448)
     scales = torch.randn(-(-n // 128), -(-k // 128), generator=generator)
