@@ -34,20 +34,29 @@ def entries(kernel: str, device_name: str) -> tuple[Entry, ...]:
     file = folder / f"{kernel}.{device_name.replace(' ', '_')}.json"
     if not file.is_file():
         file = folder / f"{kernel}.default.json"
+    return parse(kernel, file.read_text(), str(file))
+
+
+def parse(kernel: str, text: str, where: str) -> tuple[Entry, ...]:
+    """The entries of one file."""
     found = []
-    for raw in json.loads(file.read_text())["entries"]:
+    for raw in json.loads(text)["entries"]:
         tiling = Tiling(**{field.name: raw[field.name] for field in fields(Tiling)})
         if wrong := problems(kernel, tiling):
-            raise ValueError(f"{file}: {raw}: {'; '.join(wrong)}")
+            raise ValueError(f"{where}: {raw}: {'; '.join(wrong)}")
         found.append(Entry(raw["M"], raw["N"], raw["K"], tiling))
     return tuple(found)
 
 
 def choose(kernel: str, device_name: str, m: int, n: int, k: int) -> Tiling:
     """The tiling for M tokens against a weight [N, K]."""
-    every = entries(kernel, device_name)
-    nearest = min(_distance(entry, n, k) for entry in every)
-    same = sorted((entry for entry in every if _distance(entry, n, k) == nearest), key=lambda entry: entry.m)
+    return nearest(entries(kernel, device_name), m, n, k)
+
+
+def nearest(every: tuple[Entry, ...], m: int, n: int, k: int) -> Tiling:
+    """That of the entry which fits best."""
+    least = min(_distance(entry, n, k) for entry in every)
+    same = sorted((entry for entry in every if _distance(entry, n, k) == least), key=lambda entry: entry.m)
     return next((entry for entry in same if entry.m >= m), same[-1]).tiling
 
 

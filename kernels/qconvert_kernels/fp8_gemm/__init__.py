@@ -19,7 +19,7 @@ from qconvert_kernels.quantize_activations.naive import QuantizedActivations
 from qconvert_kernels.tiling import BLOCK, Tiling, problems
 
 OUT = (torch.bfloat16, torch.float32)
-WITHOUT_TMA = Tiling("few_tokens", block_tokens=64, block_weights=128, splits=1, num_warps=4, num_stages=4)
+WITHOUT_TMA = Tiling("few_tokens", block_tokens=64, block_weights=128, splits=1, num_warps=8, num_stages=4)
 
 __all__ = ["fp8_block_gemm_nt"]
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from qconvert_kernels.numerics import dot, narrow, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stride_xs_k", "stride_split"])
 def product(
     X, X_SCALES, W, W_SCALES, Y, M, N, K,
     stride_x, stride_xs_m, stride_xs_k, stride_w, stride_ws, stride_split,

@@ -23,7 +23,7 @@ def _tile(index, tiles_m, tiles_n, ROWS_TOGETHER: tl.constexpr = 8):
     return band * ROWS_TOGETHER + within % rows, within // rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stride_xs_k"])
 def product(
     X, X_SCALES, W, W_SCALES, Y, M, N, K, stride_xs_m, stride_xs_k, stride_ws,
     BLOCK_TOKENS: tl.constexpr, BLOCK_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr = 128,

@@ -44,7 +44,7 @@ def _unpack(words, minus_offset, PART: tl.constexpr):
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stride_split"])
 def product(
     X, WORDS, SCALES, OFFSETS, Y, M, N, K, stride_x, stride_group, stride_split,
     GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr, SPLITS: tl.constexpr, EVEN_K: tl.constexpr,

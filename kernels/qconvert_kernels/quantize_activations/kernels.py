@@ -16,7 +16,7 @@ def _codes_and_scales(x):
     return to_e4m3(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))), scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "stride_scale_k"])
 def quantize(
     X, UP, Y, CODES, SCALES, M, K, stride_x, stride_up, stride_scale_m, stride_scale_k,
     SILU_MUL: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr,
@@ -41,7 +41,7 @@ def quantize(
     tl.store(SCALES + row * stride_scale_m + group * stride_scale_k, scale, row < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_scale_k"])
 def rms_norm_quantize(
     X, WEIGHT, Y, CODES, SCALES, K, stride_x, stride_scale_m, stride_scale_k, eps, GROUPS: tl.constexpr
 ):
