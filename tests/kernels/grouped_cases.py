@@ -8,11 +8,14 @@ e^-g is as wrong as its rounded argument makes it. Below -88, where fp32 knows n
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert_kernels.grouped.routing import Layout
+from qconvert_kernels.grouped.stacked import Experts
+from qconvert_kernels.quantize_activations.naive import QuantizedActivations, dequantize
 from tests.kernels.bounds import FP32
 
 # name -> T, k, E, H, I, how routes fall
@@ -69,3 +72,35 @@ def real_rows(rows: Layout, pairs: int) -> list[tuple[int, Tensor, Tensor]]:
 def assert_within(got: Tensor, want: Tensor, allowed: Tensor) -> None:
     wrong = ~((got.double() - want).abs() <= allowed)  # NaN is wrong too
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} off, first at {wrong.nonzero()[0].tolist()}"
+
+
+def values(rows: Tensor | QuantizedActivations) -> Tensor:
+    return rows.double() if isinstance(rows, Tensor) else dequantize(rows, torch.float64)
+
+
+def assert_gated(h: Tensor | QuantizedActivations, x: Tensor, rows: Layout, slots: int, stacked: Experts) -> None:
+    """h of every real row: what the product may be off, and then half a step of the format it was rounded to"""
+    got = values(h)
+    for expert, row, pair in real_rows(rows, len(x) * slots):
+        want, error = gated_error(x[pair // slots], *stacked.expert(expert, torch.float64)[:2])
+        if isinstance(h, Tensor):
+            half_step = 2.0**-8 * (want.abs() + error) + 2.0**-134
+        else:
+            scales = h.scales[row].double().repeat_interleave(128, 1)[:, : want.shape[1]]
+            half_step = torch.maximum(2.0**-4 * (want.abs() + error), 2.0**-10 * scales) * (1 + 2.0**-20)
+            # The scale is the largest of the group / 448, unless the group is all zeros.
+            for group in range(h.scales.shape[1]):
+                part = slice(128 * group, 128 * group + 128)
+                largest = want[:, part].abs().amax(1)
+                assert_within(h.scales[row, group] * 448, largest, error[:, part].amax(1) + 2.0**-22 * largest)
+        assert_within(got[row], want, error + half_step)
+
+
+def poison_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def fill(*args: object, **kinds: object) -> Tensor:
+        made = empty(*args, **kinds)
+        return made.fill_(float("nan") if made.is_floating_point() else -(2**30))
+
+    monkeypatch.setattr(torch, "empty", fill)

@@ -5,8 +5,10 @@ import torch
 
 from qconvert.schemes import QuantizedWeight, get_scheme
 from qconvert_kernels.grouped import naive
-from qconvert_kernels.grouped.naive import Activations
-from qconvert_kernels.grouped.stacked import Fp8Experts
+from qconvert_kernels.grouped.fp8 import Fp8Experts
+from qconvert_kernels.grouped.int4 import Int4Experts
+from qconvert_kernels.grouped.stacked import Activations
+from qconvert_kernels.int4_gemm.packing import repack
 from qconvert_reference.linear import Numerics
 from qconvert_reference.moe import Mlp, SparseMoe
 from tests.kernels.grouped_cases import activations, routes
@@ -53,3 +55,17 @@ def test_fp8_equals_the_reference_but_for_its_roundings(lane: Activations) -> No
     other: Activations = "none" if lane == "fp8-group128" else "fp8-group128"
     mistaken = naive.moe(x, *routes(40, 2, E, "random"), stacked, other)
     assert float((mistaken.float() - want).norm() / want.norm()) > 2 * error
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_equals_the_reference_but_for_its_roundings(group: int) -> None:
+    """The same six roundings."""
+    stored, x = weights(f"int4-g{group}"), activations(40, HIDDEN)
+    want = run_reference(stored, Numerics(), x)
+    packed = [
+        [repack(codes, scales, group=group) for codes, scales in parts(stored, name)] for name in ("gate", "up", "down")
+    ]
+    got = naive.moe(x, *routes(40, 2, E, "random"), Int4Experts.stack(*packed))
+    assert float((got.float() - want).norm() / want.norm()) <= 6 * 2.0**-8
+    mistaken = naive.moe(x, *routes(40, 2, E, "random"), Int4Experts.stack(packed[1], packed[0], packed[2]))
+    assert float((mistaken.float() - want).norm() / want.norm()) > 0.5

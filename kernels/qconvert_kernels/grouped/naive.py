@@ -11,26 +11,12 @@ that is noticed.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qconvert_kernels.grouped.stacked import Activations, Experts
 from qconvert_kernels.quantize_activations import naive as activation
-
-Activations: TypeAlias = Literal["none", "fp8-group128"]
-
-
-class Experts(Protocol):
-    """Stacked experts of any number format."""
-
-    @property
-    def num_experts(self) -> int: ...
-
-    def expert(self, index: int, dtype: torch.dtype = ...) -> tuple[Tensor, Tensor, Tensor]:
-        """Gate and up [I, H] and down [H, I] of one expert, decoded."""
-        ...
 
 
 def round_rows(x: Tensor, activations: Activations) -> Tensor:

@@ -12,7 +12,7 @@ B is the most blocks that T, k and E can need, so that shapes depend on nothing 
 synchronisation, and a captured CUDA graph stays right for any routes. Experts outside 0..E-1 get no block; `combine`
 makes their tokens NaN.
 
-`layout` is torch operations only, about two dozen launches; `sort.layout` is the same in two Triton kernels.
+`layout` is torch operations only, about two dozen launches; `products.layout` is the same in two.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qconvert_kernels.tiling import BLOCK, SHARED_MEMORY_LIMIT
+from qconvert_kernels.tiling import BLOCK, SHARED_MEMORY_LIMIT, STEP_BYTES
 
 
 class Product(NamedTuple):
@@ -43,9 +43,12 @@ DEFAULTS: dict[str, tuple[tuple[float, GroupedTiling], ...]] = {
         (24, GroupedTiling(32, Product(64, 4, 4), Product(128, 8, 4))),
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
+    "int4_w4a16": (
+        (12, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
+        (24, GroupedTiling(32, Product(64, 4, 4), Product(128, 8, 4))),
+        (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
+    ),
 }
-# Bytes of a step of 128 of K: for one row of weights, for one token.
-STEP_BYTES = {"fp8_w8a8": (128, 128), "fp8_w8a16": (128, 256)}
 
 
 def default(kind: str, pairs: int, experts: int) -> GroupedTiling:

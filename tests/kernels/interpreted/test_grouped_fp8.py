@@ -10,13 +10,12 @@ pytest.importorskip("triton", reason="the kernels need triton")
 
 from qconvert_kernels.errors import BadInput
 from qconvert_kernels.grouped import naive, products, routing
-from qconvert_kernels.grouped.naive import Activations
-from qconvert_kernels.grouped.routing import Layout
-from qconvert_kernels.grouped.stacked import Fp8Experts
+from qconvert_kernels.grouped.fp8 import Fp8Experts
+from qconvert_kernels.grouped.stacked import Activations
 from qconvert_kernels.grouped.tilings import GroupedTiling, Product
-from qconvert_kernels.quantize_activations.naive import QuantizedActivations, dequantize, quantize
+from qconvert_kernels.quantize_activations.naive import QuantizedActivations, quantize
 from tests.kernels.bounds import assert_close
-from tests.kernels.grouped_cases import CASES, activations, assert_within, gated_error, real_rows, routes
+from tests.kernels.grouped_cases import CASES, activations, assert_gated, poison_outputs, real_rows, routes, values
 
 LANES: list[Activations] = ["fp8-group128", "none"]
 FEW = GroupedTiling(16, Product(128, 4, 3), Product(64, 4, 4))
@@ -26,13 +25,7 @@ MANY = GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every output starts as NaN, or as a number no index can be: what a kernel forgets to write shows."""
-    empty = torch.empty
-
-    def fill(*args: object, **kinds: object) -> Tensor:
-        made = empty(*args, **kinds)
-        return made.fill_(float("nan") if made.is_floating_point() else -(2**30))
-
-    monkeypatch.setattr(torch, "empty", fill)
+    poison_outputs(monkeypatch)
 
 
 def codes(*shape: int, positive: bool, seed: int) -> tuple[Tensor, Tensor]:
@@ -58,28 +51,6 @@ def entering(x: Tensor, lane: Activations) -> Tensor | QuantizedActivations:
     return x if lane == "none" else quantize(x)
 
 
-def values(rows: Tensor | QuantizedActivations) -> Tensor:
-    return rows.double() if isinstance(rows, Tensor) else dequantize(rows, torch.float64)
-
-
-def assert_gated(h: Tensor | QuantizedActivations, x: Tensor, rows: Layout, slots: int, stacked: Fp8Experts) -> None:
-    """h of every real row: what the product may be off, and then half a step of the format it was rounded to"""
-    got = values(h)
-    for expert, row, pair in real_rows(rows, len(x) * slots):
-        want, error = gated_error(x[pair // slots], *stacked.expert(expert, torch.float64)[:2])
-        if isinstance(h, Tensor):
-            half_step = 2.0**-8 * (want.abs() + error) + 2.0**-134
-        else:
-            scales = h.scales[row].double().repeat_interleave(128, 1)[:, : want.shape[1]]
-            half_step = torch.maximum(2.0**-4 * (want.abs() + error), 2.0**-10 * scales) * (1 + 2.0**-20)
-            # The scale is the largest of the group / 448, unless the group is all zeros.
-            for group in range(h.scales.shape[1]):
-                part = slice(128 * group, 128 * group + 128)
-                largest = want[:, part].abs().amax(1)
-                assert_within(h.scales[row, group] * 448, largest, error[:, part].amax(1) + 2.0**-22 * largest)
-        assert_within(got[row], want, error + half_step)
-
-
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("case", CASES)
 def test_each_line_against_fp64(case: str, lane: Activations) -> None:
@@ -90,9 +61,9 @@ def test_each_line_against_fp64(case: str, lane: Activations) -> None:
     rows = products.layout(chosen, number, tiling.tile)
     for got, want in zip(rows, routing.naive_layout(chosen, number, tiling.tile), strict=True):
         assert torch.equal(got, want)
-    h = products.gate_up(entering(x, lane), rows, slots, stacked, tiling)
+    h = stacked.gate_up(entering(x, lane), rows, slots, tiling)
     assert_gated(h, values(entering(x, lane)), rows, slots, stacked)
-    z = products.down(h, rows, chosen.numel(), stacked, tiling)
+    z = stacked.down(h, rows, chosen.numel(), tiling)
     for expert, row, pair in real_rows(rows, chosen.numel()):
         assert_close(z[pair], values(h)[row], stacked.expert(expert, torch.float64)[2])
     y = products.combine(z, chosen, weights, number, torch.bfloat16)
@@ -107,7 +78,7 @@ def test_positive_factors(lane: Activations) -> None:
     chosen, _ = routes(5, 2, 3, "random")
     x, stacked = activations(5, 384, positive=True), experts_of(3, 384, 128, positive=True)
     rows = products.layout(chosen, 3, 16)
-    h = products.gate_up(entering(x, lane), rows, 2, stacked, FEW)
+    h = stacked.gate_up(entering(x, lane), rows, 2, FEW)
     assert_gated(h, values(entering(x, lane)), rows, 2, stacked)
 
 
@@ -118,13 +89,13 @@ def test_small_integers_come_out_exactly(lane: Activations) -> None:
     integers = lambda *shape: torch.randint(-8, 9, shape, generator=generator).float()  # noqa: E731
     stacked = experts_of(3, 136, 200)
     stacked = dataclasses.replace(
-        stacked, down=integers(3, 136, 200).to(torch.float8_e4m3fn), down_scales=torch.full((3, 2, 2), 0.25)
+        stacked, codes_down=integers(3, 136, 200).to(torch.float8_e4m3fn), scales_down=torch.full((3, 2, 2), 0.25)
     )
     chosen, _ = routes(9, 2, 3, "random")
     rows = routing.layout(chosen, 3, 16)
     h = integers(len(rows.pairs), 200)
     exact = QuantizedActivations(h.to(torch.float8_e4m3fn), torch.full((len(h), 2), 2.0))
-    z = products.down(h.bfloat16() if lane == "none" else exact, rows, 18, stacked, FEW)
+    z = stacked.down(h.bfloat16() if lane == "none" else exact, rows, 18, FEW)
     for expert, row, pair in real_rows(rows, 18):
         want = h[row] @ stacked.expert(expert)[2].T * (1 if lane == "none" else 2)
         assert torch.equal(z[pair], want.bfloat16())
@@ -138,18 +109,18 @@ def test_faults_leave_the_bound(fault: str) -> None:
     rows = routing.layout(chosen, 3, 16)
     wrong, inputs = stacked, x
     if fault == "gate and up":
-        wrong = dataclasses.replace(stacked, gate_up_scales=stacked.gate_up_scales.flip(1).contiguous())
+        wrong = dataclasses.replace(stacked, scales_gate_up=stacked.scales_gate_up.flip(1).contiguous())
     elif fault == "experts":
-        wrong = dataclasses.replace(stacked, gate_up=stacked.gate_up.roll(1, 0))
+        wrong = dataclasses.replace(stacked, codes_gate_up=stacked.codes_gate_up.roll(1, 0))
     elif fault == "scales":
-        wrong = dataclasses.replace(stacked, gate_up_scales=stacked.gate_up_scales.roll(1, 3))
+        wrong = dataclasses.replace(stacked, scales_gate_up=stacked.scales_gate_up.roll(1, 3))
     elif fault == "one code":
-        damaged = stacked.gate_up.view(torch.uint8).clone()
+        damaged = stacked.codes_gate_up.view(torch.uint8).clone()
         damaged[chosen[0, 0], 5, 200] ^= 0x80
-        wrong = dataclasses.replace(stacked, gate_up=damaged.view(torch.float8_e4m3fn))
+        wrong = dataclasses.replace(stacked, codes_gate_up=damaged.view(torch.float8_e4m3fn))
     elif fault == "tokens":
         inputs = x.roll(1, 0)
-    h = products.gate_up(entering(inputs, lane), rows, 2, wrong, FEW)
+    h = wrong.gate_up(entering(inputs, lane), rows, 2, FEW)
     with pytest.raises(AssertionError, match="off, first at"):
         assert_gated(h, values(entering(x, lane)), rows, 2, stacked)
 
@@ -182,7 +153,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BadInput, match="block_weights 64, expected 128"):
         tiling = GroupedTiling(16, Product(64, 4, 3), Product(64, 4, 4))
         products.moe(x, chosen, weights, stacked, "fp8-group128", tiling)
-    with pytest.raises(BadInput, match="down_scales: expected"):
-        dataclasses.replace(stacked, down_scales=stacked.down_scales[:, :, :0])
+    with pytest.raises(BadInput, match="scales_down: expected"):
+        dataclasses.replace(stacked, scales_down=stacked.scales_down[:, :, :0])
     with pytest.raises(BadInput, match="contiguous"):
-        dataclasses.replace(stacked, down=stacked.down.mT)
+        dataclasses.replace(stacked, codes_down=stacked.codes_down.mT)
