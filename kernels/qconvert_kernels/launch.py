@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from types import ModuleType
 
@@ -45,11 +46,25 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "default"
 
 
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches inside go to this device, which need not be the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def processors(device: torch.device) -> int:
     """How many programs run at the same time; that of an H200 where no device is asked."""
     if device.type != "cuda":
         return SMS_OF_AN_H200
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """All on one device."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise BadInput(
+            f"tensors on different devices: {', '.join(f'{name} {where}' for name, where in devices.items())}"
+        )
 
 
 def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:

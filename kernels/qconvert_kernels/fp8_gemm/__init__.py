@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qconvert_kernels.configurations import choose
 from qconvert_kernels.errors import BadInput
-from qconvert_kernels.launch import check, device_name, load_kernels, processors
+from qconvert_kernels.launch import check, check_devices, device_name, load_kernels, on, processors
 from qconvert_kernels.quantize_activations.naive import QuantizedActivations
 from qconvert_kernels.tiling import BLOCK, Tiling, problems
 
@@ -42,18 +42,21 @@ def fp8_block_gemm_nt(
     tiling = tiling or choose(kernel, device_name(values.device), m, n, k)
     if wrong := problems(kernel, tiling):
         raise BadInput(f"{tiling}: {'; '.join(wrong)}")
-    if tiling.path == "many_tokens" and not isinstance(x, Tensor):
-        if _tma_can_read(x.codes) and _tma_can_read(codes) and n * out_dtype.itemsize % 16 == 0:
-            return _many_tokens(x, codes, scales, out_dtype, tiling)
-        tiling = WITHOUT_TMA
-    x_scales = scales if isinstance(x, Tensor) else x.scales  # a pointer that is not read for bf16
-    return _few_tokens(values, x_scales, codes, scales, out_dtype, tiling)
+    with on(values.device):
+        if tiling.path == "many_tokens" and not isinstance(x, Tensor):
+            if _tma_can_read(x.codes) and _tma_can_read(codes) and n * out_dtype.itemsize % 16 == 0:
+                return _many_tokens(x, codes, scales, out_dtype, tiling)
+            tiling = WITHOUT_TMA
+        x_scales = scales if isinstance(x, Tensor) else x.scales  # a pointer that is not read for bf16
+        return _few_tokens(values, x_scales, codes, scales, out_dtype, tiling)
 
 
 def _check(x: Tensor | QuantizedActivations, codes: Tensor, scales: Tensor, out_dtype: torch.dtype) -> None:
     check("codes", codes, (-1, -1), (torch.float8_e4m3fn,))
     n, k = codes.shape
     check("scales", scales, (-(-n // BLOCK), -(-k // BLOCK)), OUT)
+    values, x_scales = (x, None) if isinstance(x, Tensor) else x
+    check_devices(x=values, x_scales=x_scales, codes=codes, scales=scales)
     if isinstance(x, Tensor):
         check("x", x, (-1, k), (torch.bfloat16,))
     else:

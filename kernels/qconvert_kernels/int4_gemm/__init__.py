@@ -15,7 +15,7 @@ from torch import Tensor
 from qconvert_kernels.configurations import choose
 from qconvert_kernels.errors import BadInput
 from qconvert_kernels.int4_gemm.packing import BLOCK, ROWS, WORDS, PackedInt4, repack, unpack
-from qconvert_kernels.launch import check, device_name, load_kernels
+from qconvert_kernels.launch import check, check_devices, device_name, load_kernels, on
 from qconvert_kernels.tiling import Tiling, problems
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -39,21 +39,24 @@ def int4_gemm_nt(
     y = torch.empty(m, n, dtype=out_dtype, device=x.device)
     parts = y if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     grid = (-(-n // tiling.block_weights), -(-m // tiling.block_tokens), splits)
-    load_kernels("int4_gemm.few_tokens").product[grid](
-        x, packed.words, packed.scales, packed.scales if packed.offsets is None else packed.offsets, parts,
-        m, n, k, x.stride(0), packed.scales.shape[1], m * n,
-        GROUP=packed.group, ASYMMETRIC=packed.offsets is not None, SPLITS=splits, EVEN_K=k % BLOCK == 0,
-        BLOCK_TOKENS=tiling.block_tokens, BLOCK_WEIGHTS=tiling.block_weights,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
-    )  # fmt: skip
-    if splits > 1:
-        load_kernels("split_k").add(parts, y)
+    kernel = load_kernels("int4_gemm.few_tokens").product
+    with on(x.device):
+        kernel[grid](
+            x, packed.words, packed.scales, packed.scales if packed.offsets is None else packed.offsets, parts,
+            m, n, k, x.stride(0), packed.scales.shape[1], m * n,
+            GROUP=packed.group, ASYMMETRIC=packed.offsets is not None, SPLITS=splits, EVEN_K=k % BLOCK == 0,
+            BLOCK_TOKENS=tiling.block_tokens, BLOCK_WEIGHTS=tiling.block_weights,
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        )  # fmt: skip
+        if splits > 1:
+            load_kernels("split_k").add(parts, y)
     return y
 
 
 def _check(x: Tensor, packed: PackedInt4, out_dtype: torch.dtype) -> None:
     """A packed weight comes from `repack`; its sizes are checked all the same, as the kernel reads without masks."""
     check("x", x, (-1, packed.columns), (torch.bfloat16,))
+    check_devices(x=x, words=packed.words, scales=packed.scales, offsets=packed.offsets)
     tiles, blocks = -(-packed.rows // ROWS), -(-packed.columns // BLOCK)
     check("words", packed.words, (tiles, blocks, ROWS, WORDS), (torch.int16,))
     by_group = (blocks * BLOCK // packed.group, tiles * ROWS)

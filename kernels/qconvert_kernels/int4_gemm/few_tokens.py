@@ -31,14 +31,9 @@ def _unpack(words, minus_offset, PART: tl.constexpr):
         return narrow(code + 128.0 + widen(minus_offset), tl.bfloat16)
     else:
         minus_offset = tl.broadcast_to(minus_offset, words.shape)
-        if PART == 0:
-            assembly: tl.constexpr = UNPACK_0
-        elif PART == 1:
-            assembly: tl.constexpr = UNPACK_4
-        elif PART == 2:
-            assembly: tl.constexpr = UNPACK_8
-        else:
-            assembly: tl.constexpr = UNPACK_12
+        low: tl.constexpr = UNPACK_0 if PART == 0 else UNPACK_4
+        high: tl.constexpr = UNPACK_8 if PART == 2 else UNPACK_12
+        assembly: tl.constexpr = low if PART < 2 else high
         return tl.inline_asm_elementwise(
             assembly, "=r,r,r", [words, minus_offset], dtype=tl.bfloat16, is_pure=True, pack=2
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qconvert_kernels.errors import BadInput
-from qconvert_kernels.launch import check, load_kernels
+from qconvert_kernels.launch import check, check_devices, load_kernels, on
 from qconvert_kernels.quantize_activations.naive import GROUP, QuantizedActivations
 
 FLOATS = (torch.bfloat16, torch.float32)
@@ -50,13 +50,17 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Qu
     """x [M, K], weight [K] -> the norm [M, K] in x's dtype, and its codes."""
     check("x", x, (-1, -1), FLOATS)
     check("weight", weight, (x.shape[1],), FLOATS)
+    check_devices(x=x, weight=weight)
     groups = _groups(x.shape[1])
     if groups > MOST_GROUPS:
         raise BadInput(f"x: expected at most {MOST_GROUPS * GROUP} columns, found {x.shape[1]}")
     out = _empty(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.shape[0]:
-        load_kernels("quantize_activations.kernels").rms_norm_quantize[(x.shape[0],)](
+    if 0 in x.shape:
+        return y, out
+    kernel = load_kernels("quantize_activations.kernels").rms_norm_quantize
+    with on(x.device):
+        kernel[(x.shape[0],)](
             x, weight, y, out.codes, out.scales, x.shape[1], x.stride(0), *out.scales.stride(), eps,
             GROUPS=1 << (groups - 1).bit_length(),
         )  # fmt: skip
@@ -75,6 +79,7 @@ def _empty(x: Tensor) -> QuantizedActivations:
 def _silu_mul(gate: Tensor, up: Tensor, y: Tensor | None) -> QuantizedActivations:
     check("gate", gate, (-1, -1), FLOATS)
     check("up", up, tuple(gate.shape), (gate.dtype,))
+    check_devices(gate=gate, up=up)
     out = _empty(gate)
     _launch(gate, up, gate if y is None else y, out, silu_mul=True, keep=y is not None)
     return out
@@ -84,7 +89,9 @@ def _launch(x: Tensor, up: Tensor, y: Tensor, out: QuantizedActivations, *, silu
     grid = (-(-x.shape[0] // ROWS), _groups(x.shape[1]))
     if 0 in x.shape:
         return
-    load_kernels("quantize_activations.kernels").quantize[grid](
-        x, up, y, out.codes, out.scales, *x.shape, x.stride(0), up.stride(0), *out.scales.stride(),
-        SILU_MUL=silu_mul, KEEP=keep, ROWS=ROWS,
-    )  # fmt: skip
+    kernel = load_kernels("quantize_activations.kernels").quantize
+    with on(x.device):
+        kernel[grid](
+            x, up, y, out.codes, out.scales, *x.shape, x.stride(0), up.stride(0), *out.scales.stride(),
+            SILU_MUL=silu_mul, KEEP=keep, ROWS=ROWS,
+        )  # fmt: skip

@@ -26,7 +26,7 @@ class QuantizedActivations(NamedTuple):
 def quantize(x: Tensor) -> QuantizedActivations:
     """x [M, K] by token and group of 128; the last group may be shorter."""
     width = x.shape[-1]
-    groups = F.pad(x.float(), (0, -width % GROUP)).unflatten(-1, (-1, GROUP))  # [M, K/128, 128]
+    groups = F.pad(x.float(), (0, -width % GROUP)).view(x.shape[0], -(-width // GROUP), GROUP)  # [M, K/128, 128]
     largest = groups.abs().amax(-1)
     # A tensor on the right: dividing by a Python number, torch multiplies with its rounded reciprocal on a GPU.
     scales = largest / largest.new_tensor(LIMIT)

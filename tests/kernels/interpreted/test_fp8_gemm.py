@@ -122,6 +122,8 @@ def test_bad_input_is_named() -> None:
         fp8_block_gemm_nt(tokens(2, 128).float(), codes, scales)
     with pytest.raises(BadInput, match=r"x.scales: expected \[2, 1\]"):
         fp8_block_gemm_nt(QuantizedActivations(codes[:2], torch.ones(2, 2)), codes, scales)
+    with pytest.raises(BadInput, match="tensors on different devices: x cpu, codes cpu, scales meta"):
+        fp8_block_gemm_nt(tokens(2, 128), codes, scales.to("meta"))
     with pytest.raises(BadInput, match="takes eight-bit activations only"):
         fp8_block_gemm_nt(tokens(2, 128), codes, scales, tiling=MANY)
 
