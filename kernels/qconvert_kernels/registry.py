@@ -1,4 +1,4 @@
-"""The products by name, each kernel beside its naive truth, for whoever wants all of them: benchmarks, the tuner, tests.
+"""The products by name, each kernel beside its naive truth, for whoever wants all of them: benchmarks, tuner, tests.
 
 A kernel and its truth take the same arguments; the kernel may take a tiling besides, and the truth a dtype to sum in.
 The names are those of the configurations.

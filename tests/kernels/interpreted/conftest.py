@@ -68,6 +68,8 @@ def _run_child(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
     found: dict[str, list[pytest.TestReport]] = {item.nodeid: [] for item in items}
     for line in lines:
         report = session.config.hook.pytest_report_from_serializable(config=session.config, data=json.loads(line))
+        if isinstance(report.longrepr, list):  # of a skip: JSON knows no tuples, pytest insists on one
+            report.longrepr = tuple(report.longrepr)
         found[report.nodeid].append(report)
     for item in items:
         if not any(report.when == "teardown" for report in found[item.nodeid]):
