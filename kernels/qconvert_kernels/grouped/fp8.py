@@ -83,11 +83,11 @@ class Fp8Experts:
 
     def expert(self, index: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """What one expert's codes stand for."""
-        gate, up = self.codes_gate_up[index].split(self.intermediate)
+        inner, codes = self.intermediate, self.codes_gate_up[index]
         scales = self.scales_gate_up[index]
         return (
-            dequantize(gate, scales[0], dtype),
-            dequantize(up, scales[1], dtype),
+            dequantize(codes[:inner], scales[0], dtype),
+            dequantize(codes[inner:], scales[1], dtype),
             dequantize(self.codes_down[index], self.scales_down[index], dtype),
         )
 

@@ -12,7 +12,8 @@ the left and any multiple of 8 on the right, and with a row or two per expert it
 a tile here that would have to be 64 the other way round. With many tokens nothing is lost, the tile is wider.
 
 A program makes one tile of one block's outputs; gate_up makes the same rows of gate and up, so that h needs no second
-pass. Sizes of the model are compile-time, so that masks vanish where they are multiples of the tile.
+pass. Sizes of the model are compile-time, so that masks vanish where they are multiples of the tile. Scales are asked
+for a step ahead: they do not go through the pipeline that fetches tiles.
 
 Left out: TMA (token rows are gathered); split K (with 4 programs an expert, an H200 is full from 33 experts on, that
 is from 4 tokens on); weights in other blocks.
@@ -38,6 +39,24 @@ def multiply(weight, x, A8: tl.constexpr):
 
 
 @triton.jit
+def load_row_scales(at, real, A8: tl.constexpr):
+    """Scales of a group of each row, [T]; BF16 has none, where whatever is returned is not used."""
+    if A8:
+        return tl.load(at, mask=real, other=0.0)
+    else:
+        return 0.0
+
+
+@triton.jit
+def scale_of(weight_scale, row_scale, A8: tl.constexpr):
+    """What a product of codes is to be multiplied with."""
+    if A8:
+        return (weight_scale * row_scale)[None, :]
+    else:
+        return weight_scale
+
+
+@triton.jit
 def silu_mul(gate, up):
     """In fp32; where e^-gate overflows to infinity the quotient is right: -0."""
     return tl.div_rn(gate, 1.0 + tl.exp(-gate)) * up
@@ -51,7 +70,7 @@ def quantize_rows(h):
     return to_e4m3(tl.div_rn(h, tl.broadcast_to(scale[None, :], h.shape))), scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "slots", "stride_scale_m", "stride_scale_k"])
 def gate_up(
     X, X_SCALES, W, SCALES, PAIRS, EXPERTS, HIDDEN, H_SCALES, total, slots, stride_scale_m, stride_scale_k,
     H: tl.constexpr, INNER: tl.constexpr, A8: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -79,19 +98,19 @@ def gate_up(
     x_scales = X_SCALES + token * stride_scale_m  # [TILE]
     gate = tl.zeros([BLOCK_N, TILE], tl.float32)
     up = tl.zeros([BLOCK_N, TILE], tl.float32)
+    gate_scale, up_scale = widen(tl.load(gate_scales)), widen(tl.load(up_scales))
+    x_scale = load_row_scales(x_scales, real, A8)
     for group in range(GROUPS):
+        coming = tl.minimum(group + 1, GROUPS - 1)
+        next_gate, next_up = tl.load(gate_scales + coming), tl.load(up_scales + coming)
+        next_x = load_row_scales(x_scales + coming * stride_scale_k, real, A8)
         inside = k < H - group * GROUP
         x = tl.load(x_at + group * GROUP, mask=inside[:, None] & real[None, :], other=0.0)
         gate_codes = tl.load(gate_at + group * GROUP, mask=(n < INNER)[:, None] & inside[None, :], other=0.0)
         up_codes = tl.load(up_at + group * GROUP, mask=(n < INNER)[:, None] & inside[None, :], other=0.0)
-        gate_scale, up_scale = widen(tl.load(gate_scales + group)), widen(tl.load(up_scales + group))
-        if A8:
-            x_scale = tl.load(x_scales + group * stride_scale_k, mask=real, other=0.0)  # [TILE]
-            gate += multiply(gate_codes, x, A8) * (gate_scale * x_scale)[None, :]
-            up += multiply(up_codes, x, A8) * (up_scale * x_scale)[None, :]
-        else:
-            gate += multiply(gate_codes, x, A8) * gate_scale
-            up += multiply(up_codes, x, A8) * up_scale
+        gate += multiply(gate_codes, x, A8) * scale_of(gate_scale, x_scale, A8)
+        up += multiply(up_codes, x, A8) * scale_of(up_scale, x_scale, A8)
+        gate_scale, up_scale, x_scale = widen(next_gate), widen(next_up), next_x
     h = silu_mul(gate, up)  # [BLOCK_N, TILE]
     h_at = HIDDEN + row[None, :] * INNER + n[:, None]
     if A8:
@@ -102,7 +121,7 @@ def gate_up(
         tl.store(h_at, narrow(h, HIDDEN.dtype.element_ty), mask=(n < INNER)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def down(
     HIDDEN, H_SCALES, W, SCALES, PAIRS, EXPERTS, Z, total,
     H: tl.constexpr, INNER: tl.constexpr, A8: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -124,16 +143,17 @@ def down(
     w_at = W + expert * (H * INNER) + n[:, None] * INNER + k[None, :]  # [BLOCK_N, 128]
     scales = SCALES + expert * (GROUPS_OUT * GROUPS) + first // GROUP * GROUPS
     h_at = HIDDEN + row[None, :] * INNER + k[:, None]  # [128, TILE]
+    h_scales = H_SCALES + row * GROUPS  # [TILE]
     z = tl.zeros([BLOCK_N, TILE], tl.float32)
+    scale = widen(tl.load(scales))
+    h_scale = load_row_scales(h_scales, real, A8)
     for group in range(GROUPS):
+        coming = tl.minimum(group + 1, GROUPS - 1)
+        next_scale, next_h = tl.load(scales + coming), load_row_scales(h_scales + coming, real, A8)
         inside = k < INNER - group * GROUP
         h = tl.load(h_at + group * GROUP, mask=inside[:, None] & real[None, :], other=0.0)
         codes = tl.load(w_at + group * GROUP, mask=(n < H)[:, None] & inside[None, :], other=0.0)
-        scale = widen(tl.load(scales + group))
-        if A8:
-            h_scale = tl.load(H_SCALES + row * GROUPS + group, mask=real, other=0.0)  # [TILE]
-            z += multiply(codes, h, A8) * (scale * h_scale)[None, :]
-        else:
-            z += multiply(codes, h, A8) * scale
+        z += multiply(codes, h, A8) * scale_of(scale, h_scale, A8)
+        scale, h_scale = widen(next_scale), next_h
     z_at = Z + pair[None, :].to(tl.int64) * H + n[:, None]
     tl.store(z_at, narrow(z, Z.dtype.element_ty), mask=(n < H)[:, None] & real[None, :])

@@ -31,24 +31,36 @@ def load_parts(at, real, left):
 
 
 @triton.jit
+def load_scales(at, step, STRIDE: tl.constexpr, GROUP: tl.constexpr):
+    """Scales of the 1, 2 or 4 groups of these 128 of K, each [N]. STRIDE: from group to group."""
+    at += step * (BLOCK // GROUP) * STRIDE
+    if GROUP == 128:
+        return (tl.load(at),)
+    elif GROUP == 64:
+        return tl.load(at), tl.load(at + STRIDE)
+    else:
+        return tl.load(at), tl.load(at + STRIDE), tl.load(at + 2 * STRIDE), tl.load(at + 3 * STRIDE)
+
+
+@triton.jit
 def multiply_step(
-    total, words, x, scales_at, offsets_at, step, STRIDE: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr
+    total, words, x, scales, offsets_at, step, STRIDE: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr
 ):
-    """total [N, T] plus words int16 [N, 32] times x 4 x [32, T], 128 of K. STRIDE: from group to group."""
+    """total [N, T] plus words int16 [N, 32] times x 4 x [32, T], 128 of K."""
     part_sum = tl.zeros_like(total)
     minus_offset = narrow(tl.full([words.shape[0], 1], -136.0, tl.float32), tl.bfloat16)
     for part in tl.static_range(4):
-        group = (step * BLOCK + part * 32) // GROUP
         if ASYMMETRIC and part * 32 % GROUP == 0:
-            minus_offset = narrow(-widen(tl.load(offsets_at + group * STRIDE)), tl.bfloat16)[:, None]
+            offset = tl.load(offsets_at + (step * BLOCK + part * 32) // GROUP * STRIDE)
+            minus_offset = narrow(-widen(offset), tl.bfloat16)[:, None]
         part_sum = dot(unpack(words, minus_offset, part), x[part], part_sum)
         if (part + 1) * 32 % GROUP == 0:
-            total += part_sum * widen(tl.load(scales_at + group * STRIDE))[:, None]
+            total += part_sum * widen(scales[part * 32 // GROUP])[:, None]
             part_sum = tl.zeros_like(total)
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "slots"])
 def gate_up(
     X, W, SCALES, OFFSETS, PAIRS, EXPERTS, HIDDEN, total, slots,
     H: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr,
@@ -77,17 +89,23 @@ def gate_up(
     x_at = X + token[None, :] * H + tl.arange(0, 32)[:, None]  # [32, TILE]
     gate = tl.zeros([BLOCK_N, TILE], tl.float32)
     up = tl.zeros([BLOCK_N, TILE], tl.float32)
+    gate_scales = load_scales(scales_at, 0, FILLED, GROUP)
+    up_scales = load_scales(scales_at + SCALED, 0, FILLED, GROUP)
     for step in range(STEPS):
+        coming = tl.minimum(step + 1, STEPS - 1)
+        next_gate = load_scales(scales_at, coming, FILLED, GROUP)
+        next_up = load_scales(scales_at + SCALED, coming, FILLED, GROUP)
         x = load_parts(x_at + step * BLOCK, real, H - step * BLOCK)
         gate_words = tl.load(gate_at + step * (ROWS * WORDS))
         up_words = tl.load(gate_at + WEIGHT + step * (ROWS * WORDS))
-        gate = multiply_step(gate, gate_words, x, scales_at, offsets_at, step, FILLED, GROUP, ASYMMETRIC)
-        up = multiply_step(up, up_words, x, scales_at + SCALED, offsets_at + SCALED, step, FILLED, GROUP, ASYMMETRIC)
+        gate = multiply_step(gate, gate_words, x, gate_scales, offsets_at, step, FILLED, GROUP, ASYMMETRIC)
+        up = multiply_step(up, up_words, x, up_scales, offsets_at + SCALED, step, FILLED, GROUP, ASYMMETRIC)
+        gate_scales, up_scales = next_gate, next_up
     h_at = HIDDEN + row[None, :] * INNER + n[:, None]
     tl.store(h_at, narrow(silu_mul(gate, up), HIDDEN.dtype.element_ty), mask=(n < INNER)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def down(
     HIDDEN, W, SCALES, OFFSETS, PAIRS, EXPERTS, Z, total,
     H: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr,
@@ -112,9 +130,12 @@ def down(
     offsets_at = OFFSETS + expert * (STEPS * BLOCK // GROUP * FILLED) + n_read
     h_at = HIDDEN + row[None, :] * INNER + tl.arange(0, 32)[:, None]  # [32, TILE]
     z = tl.zeros([BLOCK_N, TILE], tl.float32)
+    scales = load_scales(scales_at, 0, FILLED, GROUP)
     for step in range(STEPS):
+        next_scales = load_scales(scales_at, tl.minimum(step + 1, STEPS - 1), FILLED, GROUP)
         h = load_parts(h_at + step * BLOCK, real, INNER - step * BLOCK)
         words = tl.load(w_at + step * (ROWS * WORDS))
-        z = multiply_step(z, words, h, scales_at, offsets_at, step, FILLED, GROUP, ASYMMETRIC)
+        z = multiply_step(z, words, h, scales, offsets_at, step, FILLED, GROUP, ASYMMETRIC)
+        scales = next_scales
     z_at = Z + pair[None, :].to(tl.int64) * H + n[:, None]
     tl.store(z_at, narrow(z, Z.dtype.element_ty), mask=(n < H)[:, None] & real[None, :])

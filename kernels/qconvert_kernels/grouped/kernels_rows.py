@@ -17,7 +17,7 @@ import triton.language as tl
 from qconvert_kernels.numerics import narrow, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def count(ROUTES, COUNTS, total, CHUNK: tl.constexpr):
     """Program e: how many of ROUTES [P] are e."""
     expert = tl.program_id(0)
@@ -28,7 +28,7 @@ def count(ROUTES, COUNTS, total, CHUNK: tl.constexpr):
     tl.store(COUNTS + expert, tl.sum(counts, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "blocks"])
 def sort(
     ROUTES, COUNTS, PAIRS, EXPERTS, DISTINCT, total, blocks,
     E: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, ALL: tl.constexpr,
@@ -60,7 +60,7 @@ def sort(
             tl.store(EXPERTS + first + begin + step, expert, mask=begin + step < needed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["E"])
 def combine(Z, ROUTES, WEIGHTS, Y, E, H: tl.constexpr, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Z [T k, H], ROUTES and WEIGHTS [T, k] -> Y [T, H]. A route to an expert that is none makes its token NaN."""
     token = tl.program_id(0).to(tl.int64)

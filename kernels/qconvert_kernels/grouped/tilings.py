@@ -1,9 +1,9 @@
 """How the grouped products are cut into tiles, and what that needs of an H100 or H200.
 
-A tile is so many rows of one expert. With r rows an expert on average, 16 are taken up to r = 12 and 64 above 24: a
-weight that is read again for a second tile of its expert comes from the L2 cache, whereas rows that are padding cost
-the tensor core's time only. Chosen by arithmetic and by what the compiler makes of them (registers, no spills, shared
-memory); not yet measured.
+A tile is so many rows of one expert. With r rows an expert on average, 16 are taken up to r = 16 and 64 above: a weight
+that is read again for a second tile of its expert comes from the L2 cache, whereas rows that are padding cost only time
+of the tensor core. Chosen by arithmetic and by what the compiler makes of them (registers, no spills, shared memory);
+not yet measured.
 """
 
 from __future__ import annotations
@@ -34,18 +34,15 @@ class GroupedTiling:
 # By rows per expert, rising; the last serves any number.
 DEFAULTS: dict[str, tuple[tuple[float, GroupedTiling], ...]] = {
     "fp8_w8a8": (
-        (12, GroupedTiling(16, Product(128, 4, 3), Product(128, 4, 4))),
-        (24, GroupedTiling(32, Product(128, 8, 3), Product(128, 4, 4))),
+        (16, GroupedTiling(16, Product(128, 4, 3), Product(128, 4, 4))),
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
     "fp8_w8a16": (
-        (12, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
-        (24, GroupedTiling(32, Product(64, 4, 4), Product(128, 8, 4))),
+        (16, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
     "int4_w4a16": (
-        (12, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
-        (24, GroupedTiling(32, Product(64, 4, 4), Product(128, 8, 4))),
+        (16, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
 }
