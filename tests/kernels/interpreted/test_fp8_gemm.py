@@ -20,13 +20,6 @@ MANY = Tiling("many_tokens", 64, 128, 1, 8, 4)
 MANY_NARROW = Tiling("many_tokens", 128, 64, 1, 8, 4)
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output and every partial sum starts as NaN."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-
-
 def weights(n: int, k: int, *, positive: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Codes over the whole range of e4m3 and scales over four orders, some of them negative."""
     generator = torch.Generator().manual_seed(seed)

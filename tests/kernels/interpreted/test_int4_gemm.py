@@ -16,13 +16,6 @@ SPLIT = Tiling("few_tokens", 16, 64, 3, 4, 4)
 WIDE = Tiling("few_tokens", 64, 128, 1, 8, 4)
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output and every partial sum starts as NaN."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-
-
 def packed(n: int, k: int, group: int, *, zeros: bool, positive: bool = False) -> PackedInt4:
     generator = torch.Generator().manual_seed(n + k + group)
     codes = torch.randint(0 if positive else -8, 8, (n, k), generator=generator, dtype=torch.int8)
