@@ -59,13 +59,14 @@ def test_names_are_unique_and_the_table_is_rendered() -> None:
 
 def test_complaints() -> None:
     """Every complaint, provoked."""
-    case = Case("x", "m", "f", {}, factors="e4m3.e4m3", memory=1000)
+    case = Case("x", "m", "f", {}, factors="e4m3.e4m3", memory=1000, without=("STS",))
     good = Compiled(64, 0, 1000, {"wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3": 4}, {})
     assert complaints(case, good) == []
     widened = {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": 8}
     for made, text in [
         (replace(good, stack=8), "8 bytes of registers are spilled"),
         (replace(good, instructions={"STL": 2}), "spilled"),
+        (replace(good, instructions={"STS": 1}), "expected no STS"),
         (replace(good, shared_memory=1001), "1000 were reckoned with"),
         (replace(good, shared_memory=240_000), "232448 are there"),
         (replace(good, tensor_core=widened), "expected wgmma on e4m3.e4m3, found mma.sync"),

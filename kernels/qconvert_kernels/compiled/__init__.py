@@ -37,7 +37,7 @@ class Case:
     """One kernel with the types of its arguments (as Triton spells them), its constants, and what is expected of it.
 
     `factors` is how the tensor-core instruction names the types it multiplies, None for a kernel without products.
-    `memory` is the shared memory that was reckoned with.
+    `memory` is the shared memory that was reckoned with; `without` are SASS mnemonics that must not occur.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Case:
     num_stages: int = 3
     factors: str | None = None
     memory: int = SHARED_MEMORY_LIMIT
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def complaints(case: Case, made: Compiled) -> list[str]:
         found.append(f"{made.shared_memory} bytes of shared memory, {SHARED_MEMORY_LIMIT} are there")
     if made.shared_memory > case.memory:
         found.append(f"{made.shared_memory} bytes of shared memory, {case.memory} were reckoned with")
+    if unwanted := [name for name in case.without if made.instructions.get(name)]:
+        found.append(f"expected no {', '.join(unwanted)}")
     if case.factors is not None:
         strays = [name for name in made.tensor_core if not (name.startswith("wgmma") and name.endswith(case.factors))]
         if strays or not made.tensor_core:

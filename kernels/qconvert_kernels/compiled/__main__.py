@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from qconvert_kernels.compiled import all_cases, compile_case, complaints
@@ -16,7 +19,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qconvert_kernels.compiled", description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table here instead of printing it")
     write_to = parser.parse_args().write
-    made = {case: compile_case(case) for case in all_cases()}
+    cases = list(all_cases())
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), get_context("spawn")) as pool:
+        made = dict(zip(cases, pool.map(compile_case, cases), strict=True))
     table = render(load_kernels("numerics").triton.__version__, {case.name: result for case, result in made.items()})
     if write_to is None:
         sys.stdout.write(table)

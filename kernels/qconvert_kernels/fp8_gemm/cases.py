@@ -12,6 +12,8 @@ from qconvert_kernels.tiling import BLOCK, Tiling, shared_memory
 SIZES = dict.fromkeys(("M", "N", "K", "stride_x", "stride_xs_k", "stride_w", "stride_ws", "stride_split"), "i32")
 X_TYPES = {"fp8_w8a8": ("fp8e4nv", "e4m3.e4m3"), "fp8_w8a16": ("bf16", "bf16.bf16")}
 
+IN_REGISTERS = ("STS",)  # on the way to the tensor core no weight is stored to shared memory
+
 
 def cases() -> Iterator[Case]:
     """Each tiling once, unsplit; one also splitting K, and with a K that is no multiple of 128."""
@@ -44,6 +46,7 @@ def _few(kernel: str, tiling: Tiling, even: bool = True) -> Case:
         tiling.num_stages,
         factors,
         shared_memory(kernel, tiling),
+        IN_REGISTERS,
     )
 
 

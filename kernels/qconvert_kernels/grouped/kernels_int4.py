@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from qconvert_kernels.grouped.kernels_fp8 import silu_mul
-from qconvert_kernels.int4_gemm.few_tokens import _unpack as unpack
+from qconvert_kernels.int4_gemm.few_tokens import unpack
 from qconvert_kernels.numerics import dot, narrow, widen
 
 BLOCK = tl.constexpr(128)  # numbers of a row in a tile

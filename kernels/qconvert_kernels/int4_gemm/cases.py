@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qconvert_kernels.compiled import Case
 from qconvert_kernels.configurations import entries
+from qconvert_kernels.fp8_gemm.cases import IN_REGISTERS
 from qconvert_kernels.tiling import Tiling, shared_memory
 
 TYPES = dict.fromkeys(("M", "N", "K", "stride_x", "stride_group", "stride_split"), "i32") | {
@@ -33,5 +34,5 @@ def _case(tiling: Tiling, group: int, asymmetric: bool) -> Case:
     constants |= {"BLOCK_TOKENS": tiling.block_tokens, "BLOCK_WEIGHTS": tiling.block_weights}
     return Case(
         name, "int4_gemm.few_tokens", "product", TYPES, constants, tiling.num_warps, tiling.num_stages,
-        "bf16.bf16", shared_memory("int4_w4a16", tiling),
+        "bf16.bf16", shared_memory("int4_w4a16", tiling), IN_REGISTERS,
     )  # fmt: skip

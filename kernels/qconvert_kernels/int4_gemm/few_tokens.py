@@ -24,7 +24,7 @@ UNPACK_0, UNPACK_4, UNPACK_8, UNPACK_12 = (_unpack_assembly(shift) for shift in 
 
 
 @triton.jit
-def _unpack(words, minus_offset, PART: tl.constexpr):
+def unpack(words, minus_offset, PART: tl.constexpr):
     """Numbers 32 * PART .. 32 * PART + 31 of the rows' 128: words int16 [rows, 32] -> code - zero, bf16 [rows, 32]."""
     if INTERPRETING:
         code = ((words.to(tl.int32) >> (4 * PART)) & 15).to(tl.float32)
@@ -37,6 +37,18 @@ def _unpack(words, minus_offset, PART: tl.constexpr):
         return tl.inline_asm_elementwise(
             assembly, "=r,r,r", [words, minus_offset], dtype=tl.bfloat16, is_pure=True, pack=2
         )
+
+
+@triton.jit
+def _of_step(at, step, stride_group, GROUP: tl.constexpr):
+    """What the 1, 2 or 4 groups of a step of 128 have, scales or offsets, each [rows]."""
+    at += step * (128 // GROUP) * stride_group
+    if GROUP == 128:
+        return (tl.load(at),)
+    elif GROUP == 64:
+        return tl.load(at), tl.load(at + stride_group)
+    else:
+        return tl.load(at), tl.load(at + stride_group), tl.load(at + 2 * stride_group), tl.load(at + 3 * stride_group)
 
 
 @triton.jit(do_not_specialize=["M", "stride_split"])
@@ -60,23 +72,28 @@ def product(
     first = tl.program_id(2) * tl.cdiv(steps, SPLITS)
     last = tl.minimum(first + tl.cdiv(steps, SPLITS), steps)
     total = tl.zeros((BLOCK_WEIGHTS, BLOCK_TOKENS), tl.float32)
+    # Scales are asked for one step ahead, as in `fp8_gemm.few_tokens`. Offsets are not: carried from step to step they
+    # keep the compiler from unpacking where the tensor core reads, and every weight goes through shared memory.
+    scales = _of_step(SCALES + n_read, tl.minimum(first, steps - 1), stride_group, GROUP)
     for step in range(first, last):
+        next_scales = _of_step(SCALES + n_read, tl.minimum(step + 1, steps - 1), stride_group, GROUP)
+        if ASYMMETRIC:
+            offsets = _of_step(OFFSETS + n_read, step, stride_group, GROUP)
         words = tl.load(words_at + step * (64 * 32))
         minus_offset = narrow(tl.full((BLOCK_WEIGHTS, 1), -136.0, tl.float32), tl.bfloat16)
         part_sum = tl.zeros((BLOCK_WEIGHTS, BLOCK_TOKENS), tl.float32)
         for part in tl.static_range(4):
-            group = (step * BLOCK + part * 32) // GROUP
             if ASYMMETRIC and part * 32 % GROUP == 0:
-                offset = tl.load(OFFSETS + group * stride_group + n_read)
-                minus_offset = narrow(-widen(offset), tl.bfloat16)[:, None]
+                minus_offset = narrow(-widen(offsets[part * 32 // GROUP]), tl.bfloat16)[:, None]
             if EVEN_K:
                 x = tl.load(x_at + (step * BLOCK + part * 32))
             else:
                 x = tl.load(x_at + (step * BLOCK + part * 32), step * BLOCK + part * 32 + k[None, :] < K, other=0.0)
-            part_sum = dot(_unpack(words, minus_offset, part), x.T, part_sum)
+            part_sum = dot(unpack(words, minus_offset, part), x.T, part_sum)
             if (part + 1) * 32 % GROUP == 0:
-                total += part_sum * widen(tl.load(SCALES + group * stride_group + n_read))[:, None]
+                total += part_sum * widen(scales[part * 32 // GROUP])[:, None]
                 part_sum = tl.zeros((BLOCK_WEIGHTS, BLOCK_TOKENS), tl.float32)
+        scales = next_scales
     at = m.to(tl.int64)[None, :] * N + n[:, None]
     at += tl.program_id(2).to(tl.int64) * stride_split
     tl.store(Y + at, narrow(total, Y.dtype.element_ty), (n < N)[:, None] & (m < M)[None, :])
