@@ -54,6 +54,7 @@ class Settings:
     seq_len: int
     draft_tokens: int
     activations: str | None
+    kernels: str
     live: LiveSettings
 
 
@@ -66,6 +67,7 @@ def compare(
     seq_len: int = 512,
     draft_tokens: int = 3,
     activations: str | None = None,
+    kernels: str = "auto",
     live: LiveSettings = LIVE,
     progress: Progress | None = None,
 ) -> Results:
@@ -73,7 +75,7 @@ def compare(
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
-    settings = Settings(tokens, seq_len, draft_tokens, activations, live)
+    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, live)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -122,7 +124,7 @@ class _Comparison:
         progress: Progress | None,
     ) -> _Comparison:
         """Open and check everything before anything is computed."""
-        lane, others = open_lanes(base, candidates, settings.activations)
+        lane, others = open_lanes(base, candidates, settings.activations, settings.kernels)
         faults = {}
         for other in others:
             check_comparable(lane, other)

@@ -27,6 +27,7 @@ from qconvert.formats import Weights
 from qconvert.manifest import Manifest
 from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.results import LaneIdentity
+from qconvert_reference.kernels import choose_kernels
 from qconvert_reference.lane import Lane
 from qconvert_reference.linear import Numerics
 
@@ -152,13 +153,14 @@ def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def choose_numerics(weights: Weights, *, activations: str | None = None) -> Numerics:
+def choose_numerics(weights: Weights, *, activations: str | None = None, kernels: str = "auto") -> Numerics:
     """BF16 arithmetic; eight-bit activations where the checkpoint asks engines for them, or where the caller does."""
+    chosen = choose_kernels(kernels)
     if activations is not None:
         found = next((kind for kind in KINDS if kind == activations), None)
         if found is None:
             raise UserError("unknown activation quantization", expected=", ".join(KINDS), found=activations)
-        return Numerics(activations=found)
+        return Numerics(activations=found, kernels=chosen)
     block = weights.config.get("quantization_config")
     asked, schemes = asked_activations(block) if isinstance(block, dict) else ("none", "")
-    return Numerics(activations=asked, activations_of=schemes)
+    return Numerics(activations=asked, activations_of=schemes, kernels=chosen)

@@ -14,9 +14,10 @@ from qconvert_reference.lane import Lane
 
 
 def open_lanes(
-    base: Path, candidates: Mapping[str, str | Path], activations: str | None = None
+    base: Path, candidates: Mapping[str, str | Path], activations: str | None = None, kernels: str = "auto"
 ) -> tuple[Lane, list[Lane]]:
-    """The base, and the noise lane followed by the candidates; `activations` None is what each config.json asks for."""
+    """The base, and the noise lane followed by the candidates; `activations` None is what each config.json asks for,
+    `kernels` who computes the products of quantized weights."""
     taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
     if taken:
         raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
@@ -25,10 +26,10 @@ def open_lanes(
     weights = open_weights(base)
     if weights.quantized:
         raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
-    numerics = choose_numerics(weights)
+    numerics = choose_numerics(weights, kernels=kernels)
     lane = Lane.open(BASE_LANE, weights, numerics)
     others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"))]
     for name, path in candidates.items():
         opened = open_weights(Path(path))
-        others.append(Lane.open(name, opened, choose_numerics(opened, activations=activations)))
+        others.append(Lane.open(name, opened, choose_numerics(opened, activations=activations, kernels=kernels)))
     return lane, others

@@ -9,7 +9,7 @@
 `accumulation="split"` adds the two halves of K separately: the same numbers in another order. Two runs that differ only
 in this are the yardstick for "no difference" (the noise lane).
 
-Left out: a fused kernel. This file says what has to come out; `qconvert_kernels` may compute the same faster.
+Fused kernels compute the same faster where there are some (`kernels`); these classes say what has to come out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert.errors import UserError
+from qconvert_reference.kernels import KernelProduct, Kernels, input_of
 from qconvert_reference.recording import record_input
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Numerics:
     activations_of: str = ""
     accumulation: Literal["plain", "split"] = "plain"
     keep_dequantized: bool = True
+    kernels: Kernels = "torch"
+
+    def activations_for(self, scheme: str) -> str:
+        """What becomes of the inputs of weights in this scheme."""
+        return self.activations if scheme.startswith(self.activations_of) else "none"
 
 
 class Linear:
@@ -123,11 +129,26 @@ class EightBitInputLinear(DequantizingLinear):
         return round_activations(x, self.group)
 
 
+class KernelLinear(DequantizingLinear):
+    """The same in Triton; the plain weight is decoded for whoever asks, and then by the layer's own rule."""
+
+    def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
+        super().__init__(weight, numerics)
+        activations = input_of(weight, numerics)
+        assert activations is not None
+        self.product = KernelProduct(weight, activations)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x.to(self.numerics.compute_dtype))
+
+
 def make_linear(weight: Tensor | QuantizedWeight, numerics: Numerics) -> Linear:
     """The variant that fits the weight: dense for a tensor, else dequantizing, with eight-bit inputs if asked for."""
     if isinstance(weight, Tensor):
         return Linear(weight, numerics)
-    if numerics.activations != "none" and weight.scheme.name.startswith(numerics.activations_of):
+    if input_of(weight, numerics) is not None:
+        return KernelLinear(weight, numerics)
+    if numerics.activations_for(weight.scheme.name) != "none":
         return EightBitInputLinear(weight, numerics)
     return DequantizingLinear(weight, numerics)
 

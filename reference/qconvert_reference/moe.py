@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert_reference.config import ModelConfig
+from qconvert_reference.kernels import GroupedExperts, group_experts
 from qconvert_reference.linear import Linear, Load, Numerics, load_linear
 from qconvert_reference.recording import record_routes
 
@@ -66,7 +67,9 @@ class SparseMoe:
     def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
         self.top_k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = load_linear(load, f"{prefix}.gate.weight", numerics)
-        self.experts = [Mlp(f"{prefix}.experts.{e}", load, numerics) for e in range(config.num_experts)]
+        names = [f"{prefix}.experts.{e}" for e in range(config.num_experts)]
+        self.grouped = _group(names, load, numerics)
+        self.experts = [] if self.grouped is not None else [Mlp(name, load, numerics) for name in names]
         self.shared_expert = Mlp(f"{prefix}.shared_expert", load, numerics)
         self.shared_expert_gate = load_linear(load, f"{prefix}.shared_expert_gate.weight", numerics)
 
@@ -80,7 +83,12 @@ class SparseMoe:
         return routed.view_as(x).to(x.dtype) + shared, trace
 
     def _run_experts(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Each chosen expert once, over all its tokens; x [N, H], experts and weights [N, k] -> fp32 [N, H]."""
+        """Each chosen expert once, over all its tokens; x [N, H], experts and weights [N, k] -> fp32 [N, H].
+
+        In Triton all of them at once, and BF16.
+        """
+        if self.grouped is not None:
+            return self.grouped(x, experts, weights)
         order = experts.flatten().argsort(stable=True)  # pairs (token, choice), expert by expert
         counts = experts.flatten().bincount(minlength=len(self.experts)).tolist()
         tokens, scale = order // self.top_k, weights.flatten()[order, None]
@@ -93,3 +101,11 @@ class SparseMoe:
                 total.index_add_(0, rows, found)
                 begin += count
         return total
+
+
+def _group(names: list[str], load: Load, numerics: Numerics) -> GroupedExperts | None:
+    """One product for all experts where kernels are wanted and fit."""
+    if numerics.kernels == "torch":
+        return None
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return group_experts([[load(f"{name}.{part}.weight") for part in parts] for name in names], numerics)

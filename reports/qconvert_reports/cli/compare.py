@@ -38,6 +38,13 @@ from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget
     help="How candidates quantize activations; auto: as their config.json asks engines to.",
 )
 @click.option("--weight-only", is_flag=True, help="Short for --activations none.")
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "torch", "triton"]),
+    default="auto",
+    show_default=True,
+    help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
+)
 @budget_option
 @baseline_option
 @click.option(
@@ -57,6 +64,7 @@ def compare(
     draft_tokens: int,
     activations: str,
     weight_only: bool,
+    kernels: str,
     budget_file: Path | None,
     baseline: Path | None,
     report_folder: Path | None,
@@ -83,6 +91,7 @@ def compare(
             seq_len=seq_len,
             draft_tokens=draft_tokens,
             activations=chosen,
+            kernels=kernels,
             progress=progress,
         )
     results.tool["command"] = _command_line()
