@@ -29,6 +29,7 @@ def weights(scheme_name: str) -> dict[str, QuantizedWeight]:
 def run_reference(stored: dict[str, QuantizedWeight], numerics: Numerics, x: torch.Tensor) -> torch.Tensor:
     """The reference layer with its experts alone"""
     layer = SparseMoe.__new__(SparseMoe)
+    layer.grouped = None
     layer.top_k, layer.experts = 2, [Mlp(str(expert), stored.__getitem__, numerics) for expert in range(E)]
     chosen, scale = routes(len(x), 2, E, "random")
     return layer._run_experts(x, chosen, scale)
