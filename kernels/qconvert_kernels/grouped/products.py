@@ -21,7 +21,7 @@ from qconvert_kernels.grouped import tilings
 from qconvert_kernels.grouped.routing import Layout, most_blocks
 from qconvert_kernels.grouped.stacked import Activations, Experts
 from qconvert_kernels.grouped.tilings import GroupedTiling
-from qconvert_kernels.launch import check, load_kernels
+from qconvert_kernels.launch import check, check_devices, load_kernels, on
 
 ROUTE_TYPES = (torch.int32, torch.int64)
 CHUNK = 1024  # routes a program reads at a time
@@ -66,14 +66,16 @@ def moe(
     check("x", x, (-1, stacked.hidden), (torch.bfloat16,))
     check("experts", experts, (len(x), -1), ROUTE_TYPES)
     check("weights", weights, tuple(experts.shape), (torch.float32, torch.bfloat16))
+    check_devices(x=x, experts=experts, weights=weights, stacked=stacked.some)
     kind = stacked.kind(activations)
     tiling = tiling or tilings.default(kind, experts.numel(), stacked.num_experts)
     if wrong := tilings.problems(kind, tiling):
         raise BadInput(f"{tiling}: {'; '.join(wrong)}")
     if not experts.numel():
         return torch.zeros_like(x)
-    rows = layout(experts, stacked.num_experts, tiling.tile)
-    entering = x.contiguous() if activations == "none" else quantize_activations.quantize(x)
-    h = stacked.gate_up(entering, rows, experts.shape[1], tiling)
-    z = stacked.down(h, rows, experts.numel(), tiling)
-    return combine(z, experts, weights, stacked.num_experts, x.dtype)
+    with on(x.device):
+        rows = layout(experts, stacked.num_experts, tiling.tile)
+        entering = x.contiguous() if activations == "none" else quantize_activations.quantize(x)
+        h = stacked.gate_up(entering, rows, experts.shape[1], tiling)
+        z = stacked.down(h, rows, experts.numel(), tiling)
+        return combine(z, experts, weights, stacked.num_experts, x.dtype)
