@@ -131,6 +131,16 @@ def test_a_route_to_no_expert_is_nan_and_disturbs_nobody() -> None:
         assert torch.equal(got[rest], moe(x, chosen, weights, stacked)[rest])
 
 
+def test_many_routes_are_sorted_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = routes(40, 2, 7, "random")
+    monkeypatch.setattr(products, "FEW_ROUTES", 80)
+    few = products.layout(chosen, 7, 16)
+    monkeypatch.setattr(products, "FEW_ROUTES", 79)
+    monkeypatch.setattr(products, "load_kernels", None)
+    for got, want in zip(products.layout(chosen, 7, 16), few, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_no_tokens() -> None:
     stacked = experts_of(3, 128, 128)
     chosen, weights = routes(0, 2, 3, "random")
