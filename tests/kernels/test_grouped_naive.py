@@ -1,5 +1,8 @@
 """The specification of the routed experts against the reference model's own experts."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -70,3 +73,25 @@ def test_int4_equals_the_reference_but_for_its_roundings(group: int) -> None:
     assert float((got.float() - want).norm() / want.norm()) <= 6 * 2.0**-8
     mistaken = naive.moe(x, *routes(40, 2, E, "random"), Int4Experts.stack(packed[1], packed[0], packed[2]))
     assert float((mistaken.float() - want).norm() / want.norm()) > 0.5
+
+
+def test_without_triton_the_specification_works_and_the_kernels_are_missed() -> None:
+    script = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+import torch
+from qconvert_kernels.errors import KernelsMissing
+from qconvert_kernels.grouped import Fp8Experts, moe, naive
+weight = torch.ones(128, 128).to(torch.float8_e4m3fn), torch.ones(1, 1)
+stacked = Fp8Experts.stack([weight], [weight], [weight])
+call = torch.zeros(1, 128).bfloat16(), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), stacked
+assert not naive.moe(*call).any()
+try:
+    moe(*call)
+except KernelsMissing:
+    print("missed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert done.stdout == "missed\n", done.stderr

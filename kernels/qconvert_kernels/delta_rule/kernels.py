@@ -135,10 +135,10 @@ def scan(
     step, i = tl.arange(0, C), tl.arange(0, PART)
     j = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     state_at = tl.program_id(1).to(tl.int64) * (DK * DV) + i[:, None] * DV + j[None, :]
-    state = ()  # PARTS x [PART, BLOCK_V]
+    state = ()  # PARTS x [PART, BLOCK_V]; Triton knows no starred tuples
     for part in tl.static_range(PARTS):
         inside = (part * PART + i < DK)[:, None] & (j < DV)[None, :]
-        state = state + (tl.load(STATE + state_at + part * PART * DV, mask=inside, other=0.0),)  # noqa: RUF005
+        state = state + (tl.load(STATE + state_at + part * PART * DV, mask=inside, other=0.0),)  # type: ignore[assignment] # noqa: RUF005
     for chunk in range(chunks):
         number = tl.program_id(1).to(tl.int64) * chunks + chunk
         row = number * C + step
@@ -156,7 +156,7 @@ def scan(
             row_inside = (part * PART + i < DK)[:, None]
             left_at = LEFT + row[None, :] * DK + part * PART + i[:, None]
             left = tl.load(left_at, mask=row_inside, other=0.0)  # [PART, C]
-            new = new + (state[part] * fade + dot32(left, corrections),)  # noqa: RUF005 (Triton has no starred tuples)
+            new = new + (state[part] * fade + dot32(left, corrections),)  # type: ignore[assignment] # noqa: RUF005
         state = new
         token = chunk * C + step
         y_at = ((batch * tokens + token) * HEADS + head)[:, None] * DV + j[None, :]

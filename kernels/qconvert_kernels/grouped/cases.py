@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qconvert_kernels.compiled import Case
+from qconvert_kernels.fp8_gemm.cases import IN_REGISTERS
 from qconvert_kernels.grouped.tilings import DEFAULTS, GroupedTiling, Product, shared_memory
 
 SIZES = {"H": 2048, "INNER": 512}
@@ -52,4 +53,5 @@ def _products(kind: str, tiling: GroupedTiling, other: dict[str, Any]) -> Iterat
             constants | {"TILE": tiling.tile, "BLOCK_N": product.block_weights},
             product.num_warps, product.num_stages,
             "e4m3.e4m3" if kind == "fp8_w8a8" else "bf16.bf16", shared_memory(kind, name, tiling),
+            () if kind == "fp8_w8a8" else IN_REGISTERS,
         )  # fmt: skip

@@ -77,6 +77,11 @@ class Fp8Experts:
         """I"""
         return self.codes_gate_up.shape[1] // 2
 
+    @property
+    def some(self) -> Tensor:
+        """One of the tensors."""
+        return self.codes_gate_up
+
     def kind(self, activations: Activations) -> str:
         """Tilings differ for the two activations."""
         return {"none": "fp8_w8a16", "fp8-group128": "fp8_w8a8"}[activations]

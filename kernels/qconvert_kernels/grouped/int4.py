@@ -66,6 +66,11 @@ class Int4Experts:
         """E"""
         return self.words_gate_up.shape[0]
 
+    @property
+    def some(self) -> Tensor:
+        """One of the tensors."""
+        return self.words_gate_up
+
     def kind(self, activations: Activations) -> str:
         """BF16 activations only."""
         if activations != "none":

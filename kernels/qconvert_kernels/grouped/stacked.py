@@ -14,6 +14,7 @@ from torch import Tensor
 from qconvert_kernels.errors import BadInput
 from qconvert_kernels.grouped.routing import Layout
 from qconvert_kernels.grouped.tilings import GroupedTiling
+from qconvert_kernels.launch import check_devices
 from qconvert_kernels.quantize_activations.naive import QuantizedActivations
 
 Activations: TypeAlias = Literal["none", "fp8-group128"]
@@ -38,6 +39,11 @@ class Experts(Protocol):
         """I, the width of an expert."""
         ...
 
+    @property
+    def some(self) -> Tensor:
+        """One of the tensors, which all lie on one device."""
+        ...
+
     def kind(self, activations: Activations) -> str:
         """The name by which tilings are chosen; refuses activations that this format is not multiplied with."""
         ...
@@ -58,9 +64,7 @@ class Experts(Protocol):
 def check_whole(experts: object) -> None:
     """All tensors of a stack lie on one device and in one piece: kernels compute their addresses from the sizes."""
     tensors = {name: value for name, value in vars(experts).items() if isinstance(value, Tensor)}
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) > 1:
-        raise BadInput(f"experts: expected one device, found {', '.join(sorted(map(str, devices)))}")
+    check_devices(**tensors)
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise BadInput(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")

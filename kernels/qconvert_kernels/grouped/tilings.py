@@ -42,7 +42,7 @@ DEFAULTS: dict[str, tuple[tuple[float, GroupedTiling], ...]] = {
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
     "int4_w4a16": (
-        (16, GroupedTiling(16, Product(64, 4, 4), Product(128, 4, 4))),
+        (16, GroupedTiling(16, Product(64, 4, 4), Product(64, 4, 4))),
         (float("inf"), GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))),
     ),
 }

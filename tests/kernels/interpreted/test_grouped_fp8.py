@@ -15,17 +15,11 @@ from qconvert_kernels.grouped.stacked import Activations
 from qconvert_kernels.grouped.tilings import GroupedTiling, Product
 from qconvert_kernels.quantize_activations.naive import QuantizedActivations, quantize
 from tests.kernels.bounds import assert_close
-from tests.kernels.grouped_cases import CASES, activations, assert_gated, poison_outputs, real_rows, routes, values
+from tests.kernels.grouped_cases import CASES, activations, assert_gated, real_rows, routes, values
 
 LANES: list[Activations] = ["fp8-group128", "none"]
 FEW = GroupedTiling(16, Product(128, 4, 3), Product(64, 4, 4))
 MANY = GroupedTiling(64, Product(128, 8, 3), Product(128, 8, 4))
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output starts as NaN, or as a number no index can be: what a kernel forgets to write shows."""
-    poison_outputs(monkeypatch)
 
 
 def codes(*shape: int, positive: bool, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,6 +129,16 @@ def test_a_route_to_no_expert_is_nan_and_disturbs_nobody() -> None:
         got = moe(x, spoilt, weights, stacked)
         assert got.isnan().all(1).tolist() == [False, True, False, True, True, False]
         assert torch.equal(got[rest], moe(x, chosen, weights, stacked)[rest])
+
+
+def test_many_routes_are_sorted_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = routes(40, 2, 7, "random")
+    monkeypatch.setattr(products, "FEW_ROUTES", 80)
+    few = products.layout(chosen, 7, 16)
+    monkeypatch.setattr(products, "FEW_ROUTES", 79)
+    monkeypatch.setattr(products, "load_kernels", None)
+    for got, want in zip(products.layout(chosen, 7, 16), few, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_no_tokens() -> None:
