@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qconvert.errors import UserError
+from qconvert.sizes import parse_bytes
+
 if TYPE_CHECKING:
     from qconvert.manifest import Manifest
     from qconvert.plan import Plan
@@ -31,6 +34,19 @@ def names_in(package: str, *apart: str) -> list[str]:
 FORMATS = names_in("qconvert.formats", "config_groups", "exclusions", "format", "int4", "weights", "words")
 
 
+class ByteCount(click.ParamType):
+    """`5GB`, `500 MB` or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        try:
+            return parse_bytes(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
 def workers_option(what: str) -> Callable[[Command], Command]:
     """`--workers`, as every command has it that can use several cores."""
     return click.option(
@@ -43,6 +59,10 @@ def conversion_options(command: Command) -> Command:
     """The options that all conversions share."""
     options = (
         workers_option("Tensors converted at a time. The output does not depend on it."),
+        click.option(
+            "--max-shard-size", type=ByteCount(), default="5GB", show_default=True, metavar="SIZE",
+            help="Size of the output's files, such as 500MB. A larger tensor gets a file of its own.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
         click.option(
             "--resume/--no-resume", default=True, show_default=True,
@@ -114,7 +134,7 @@ def conversion_options(command: Command) -> Command:
 def quantize(
     source: str, destination: Path, scheme: str, file_format: str | None, scales: str, recipe: str,
     method: str | None, calibration: str | None, calibration_tokens: int | None, min_tokens: int | None,
-    asymmetric: bool, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    asymmetric: bool, workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a quantized copy of a BF16 checkpoint, tensor by tensor, with everything that belongs to it.
 
@@ -125,7 +145,7 @@ def quantize(
     plan = plan_quantize(
         source, destination, scheme=scheme, scales=scales, method=method, asymmetric=asymmetric,
         file_format=file_format, recipe=recipe, calibration=calibration, calibration_tokens=calibration_tokens,
-        min_tokens=min_tokens, overwrite=overwrite,
+        min_tokens=min_tokens, max_shard_size=max_shard_size, overwrite=overwrite,
     )  # fmt: skip
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
@@ -135,7 +155,14 @@ def quantize(
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @conversion_options
 def dequantize(
-    source: str, destination: Path, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool
+    source: str,
+    destination: Path,
+    workers: int,
+    max_shard_size: int,
+    dry_run: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a BF16 copy of a quantized checkpoint: the weights that its numbers stand for.
 
@@ -143,7 +170,7 @@ def dequantize(
     """
     from qconvert.quantization import plan_dequantize
 
-    plan = plan_dequantize(source, destination, overwrite=overwrite)
+    plan = plan_dequantize(source, destination, max_shard_size=max_shard_size, overwrite=overwrite)
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -154,7 +181,7 @@ def dequantize(
 @conversion_options
 def convert(
     source: str, destination: Path, file_format: str,
-    workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the numbers of a quantized checkpoint in another file format, without loss.
 
@@ -163,7 +190,9 @@ def convert(
     """
     from qconvert.quantization import plan_convert
 
-    plan = plan_convert(source, destination, file_format=file_format, overwrite=overwrite)
+    plan = plan_convert(
+        source, destination, file_format=file_format, max_shard_size=max_shard_size, overwrite=overwrite
+    )
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
