@@ -45,7 +45,8 @@ def gated_delta_rule(
     if tokens > most:
         pieces = []
         for start in range(0, tokens, most):
-            y, state = gated_delta_rule(*(x[:, start : start + most] for x in (q, k, v, g, beta)), state)
+            some = slice(start, start + most)
+            y, state = gated_delta_rule(q[:, some], k[:, some], v[:, some], g[:, some], beta[:, some], state)
             pieces.append(y)
         assert state is not None
         return torch.cat(pieces, 1), state
