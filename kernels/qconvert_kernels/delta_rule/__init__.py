@@ -29,6 +29,7 @@ WIDEST = 256
 RECURRENT_LIMIT = 16  # tokens up to which one after the other is taken for quicker than a chunk that is mostly padding
 BLOCK_V = 32  # columns of the state a program keeps: 4 x 32 programs a sequence, an H200 runs 132 at a time
 CHUNK = 64
+MOST_TOKENS = 16_384  # at a time, of all sequences: `prepare` writes 74 kB for each where 32 heads have 128 x 128
 # What the compiler fits into registers without spilling: parts of dk multiplied at a time, warps, stages.
 PREPARE, SCAN = (32, 8, 2), (64, 4, 2)
 
@@ -40,6 +41,15 @@ def gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """y [B, T, Hv, dv] in the dtype of v, and the state after the last token; `state` itself is left as it is."""
     batch, tokens, heads, key_dim, value_dim = _check(q, k, v, g, beta, state)
+    most = max(CHUNK, MOST_TOKENS // max(1, batch) // CHUNK * CHUNK)
+    if tokens > most:
+        pieces = []
+        for start in range(0, tokens, most):
+            some = slice(start, start + most)
+            y, state = gated_delta_rule(q[:, some], k[:, some], v[:, some], g[:, some], beta[:, some], state)
+            pieces.append(y)
+        assert state is not None
+        return torch.cat(pieces, 1), state
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     end = torch.empty(batch, heads, key_dim, value_dim, dtype=torch.float32, device=v.device)
     if state is None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels need triton")
 
+from qconvert_kernels import delta_rule
 from qconvert_kernels.delta_rule import RECURRENT_LIMIT, gated_delta_rule, naive
 from qconvert_kernels.errors import BadInput
 from qconvert_reference.delta_rule import chunked_delta_rule, recurrent_delta_rule
@@ -72,6 +73,14 @@ def test_pieces_equal_the_whole() -> None:
         y, state = gated_delta_rule(*(x[:, start:stop] for x in of), state)
         pieces.append(y)
     assert_close((torch.cat(pieces, 1), state), of)
+
+
+def test_long_inputs_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, taken, chunked = inputs(140, batch=2), [], delta_rule._chunked
+    monkeypatch.setattr(delta_rule, "MOST_TOKENS", 128)
+    monkeypatch.setattr(delta_rule, "_chunked", lambda *a: taken.append(a[1].shape[1]) or chunked(*a))
+    assert_close(gated_delta_rule(*of), of)
+    assert taken == [64, 64]  # of 140; the last 12 one after the other
 
 
 @pytest.mark.parametrize("tokens", [8, 70])
