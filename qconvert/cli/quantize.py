@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qconvert.errors import UserError
 from qconvert.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -34,17 +33,9 @@ def names_in(package: str, *apart: str) -> list[str]:
 FORMATS = names_in("qconvert.formats", "config_groups", "exclusions", "format", "int4", "weights", "words")
 
 
-class ByteCount(click.ParamType):
+def byte_count(ctx: click.Context, option: click.Parameter, value: str) -> int:
     """`5GB`, `500 MB` or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        try:
-            return parse_bytes(str(value))
-        except UserError as error:
-            self.fail(str(error), param, ctx)
+    return parse_bytes(value)
 
 
 def workers_option(what: str) -> Callable[[Command], Command]:
@@ -60,7 +51,7 @@ def conversion_options(command: Command) -> Command:
     options = (
         workers_option("Tensors converted at a time. The output does not depend on it."),
         click.option(
-            "--max-shard-size", type=ByteCount(), default="5GB", show_default=True, metavar="SIZE",
+            "--max-shard-size", callback=byte_count, default="5GB", show_default=True, metavar="SIZE",
             help="Size of the output's files, such as 500MB. A larger tensor gets a file of its own.",
         ),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
