@@ -28,7 +28,9 @@ FLAGS = {
         "--resume", "--no-resume", "--overwrite", "--json",
         "--calibration", "--calibration-tokens", "--min-tokens", "--max-shard-size",
     },
-    "convert": {"--format", "--workers", "--max-shard-size", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
+    "convert": {
+        "--format", "--workers", "--max-shard-size", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json",
+    },
     "dequantize": {"--workers", "--max-shard-size", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "inspect": {"--json"},
     "verify": {"--against", "--workers", "--json"},
