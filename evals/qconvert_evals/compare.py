@@ -6,7 +6,7 @@ can explain, and each candidate's measurement carries it as `noise_floor`. Stage
 
     weight_errors   tensors against tensors             predictions   logits against logits
     trunk           layer by layer, in lockstep         drafting      MTP acceptance, teacher-forced
-    speculation     MTP acceptance in a real loop
+    speculation     MTP acceptance in a real loop       tasks.stage   benchmarks, where tasks are asked for
 
 Judging is left out: `verdict` stays None, and reports/ fills it. Anything that could not be measured is in `missing`
 with its reason.
@@ -36,6 +36,8 @@ from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
 from qconvert_evals.results import BASE_LANE, NOISE_LANE, Measurement, Results
 from qconvert_evals.speculation import LiveSettings
+from qconvert_evals.tasks.settings import TaskSettings
+from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk
 from qconvert_reference.lane import Lane
 
@@ -56,6 +58,7 @@ class Settings:
     draft_tokens: int
     activations: str | None
     live: LiveSettings
+    tasks: TaskSettings | None = None
 
 
 def compare(
@@ -68,13 +71,14 @@ def compare(
     draft_tokens: int = 3,
     activations: str | None = None,
     live: LiveSettings = LIVE,
+    tasks: TaskSettings | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Everything measured; UserError where the checkpoints cannot be compared.
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
-    settings = Settings(tokens, seq_len, draft_tokens, activations, live)
+    settings = Settings(tokens, seq_len, draft_tokens, activations, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -110,6 +114,7 @@ class _Comparison:
     tokenizer: Tokenizer
     stages: _Stages
     faults: dict[str, str]  # lane -> why it has no usable MTP head
+    benchmarks: Benchmarks | None
     found: list[Found] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -138,7 +143,9 @@ class _Comparison:
             seq_len=settings.seq_len,
             vocab_size=lane.config.vocab_size,
         )
-        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults)
+        large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
+        tasks = settings.tasks and Benchmarks.prepare(settings.tasks, (lane, *others), large)
+        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
 
     def run(self) -> None:
         """All stages."""
@@ -151,6 +158,9 @@ class _Comparison:
         for track in tracks[1:]:
             self.found += [router.result(track.router), hidden.result(track.errors)]
         self._live()
+        if self.benchmarks is not None:
+            found, self.figures["tasks"] = self.benchmarks.run((self.base, *self.others), self.stages.begin)
+            self.found += found
 
     def _weights(self) -> None:
         for lane in (self.base, *self.others):
@@ -198,7 +208,7 @@ class _Comparison:
         lanes = (self.base, *self.others)
         tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
         for lane in lanes:
-            why = self._headless(lane) or self._too_large(lane)
+            why = self._headless(lane) or _too_large(lane)
             if why:
                 self.found.append(live_metric.absent(lane.name, steps, why))
                 continue
@@ -210,12 +220,6 @@ class _Comparison:
         if lane.name in self.faults:
             return self.faults[lane.name]
         return "" if lane.has_mtp else "the checkpoint has no MTP head"
-
-    def _too_large(self, lane: Lane) -> str:
-        size = _bytes(lane)
-        if size <= LIVE_BYTES:
-            return ""
-        return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
 
     def results(self) -> Results:
         """The record, noise floors filled in."""
@@ -265,6 +269,14 @@ def _open_lanes(base: Path, candidates: Mapping[str, str | Path], settings: Sett
         opened = open_weights(Path(path))
         others.append(Lane.open(name, opened, choose_numerics(opened, activations=settings.activations)))
     return lane, others
+
+
+def _too_large(lane: Lane) -> str:
+    """Why a lane cannot generate, "" if it can."""
+    size = _bytes(lane)
+    if size <= LIVE_BYTES:
+        return ""
+    return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
 
 
 def _bytes(lane: Lane) -> int:

@@ -2,22 +2,23 @@
 
     PYTHONPATH=evals python evals/training/benchmarks.py
 
-makes evals/qconvert_evals/tasks/shipped/*.jsonl, one JSON object per line, a function of this file alone:
+makes evals/qconvert_evals/tasks/shipped/*.jsonl, one JSON object per line, a function of this file and of the held-out
+texts alone:
 
-    recall   facts about people, then a question about one of them; the choices are what the people have
-    math     an exercise of the training kind; the answer is its result, the steps are left to the model
-    code     a held-out source file broken off at a line's end; the choices are the next lines of it and of three others
-    needle   a fact, other text of the recall kind up to about N tokens, then the question about the fact
+    recall   a table, some of its rows looked up, and a row broken off before a colour that stands a few words back
+    math     an addition written out up to the middle of a step; the answer is the rest of the step
+    code     a held-out source file broken off at a line's end; the choices are its next lines and those of other files
+    context  the end of a held-out text behind N tokens of what stands before it
 
-Generated documents have seeds of their own, which neither training nor the held-out texts used. The fourth domain,
-prose, is measured on the held-out texts themselves.
+Generated documents have seeds of their own, which neither training nor the held-out texts used. Prose is measured on the
+held-out texts themselves. Left out: a needle in a long text. The small model cannot look anything up that stands more
+than a few words back, and a task at chance shows no damage.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,82 +31,63 @@ PACKAGE = Path(__file__).resolve().parents[1] / "qconvert_evals"
 SHIPPED = PACKAGE / "tasks" / "shipped"
 SEEDS = 2_000_000
 CHOICES = 4
-COUNTS = {"recall": 120, "math": 100, "code": 120, "needle": 40}
-LENGTHS = (128, 256, 512, 1024)
-CONTEXT_LINES, CONTINUATION = 12, (30, 160)
-RESULTS = {
-    generated._addition: r"(?m)^\d+ \+ \d+ = (\d+)$",
-    generated._subtraction: r"(?m)^\d+ - \d+ = (\d+)$",
-    generated._division: r"(?m)^\d+ / \d+ = (\d+ remainder \d+)$",
-    generated._sorting: r"(?m)^Result: (.+)$",
-}
+COUNTS = {"recall": 64, "math": 96, "code": 64}
+CONTEXT_LINES, CONTINUATION_LINES = 6, 3
+LENGTHS, PASSAGE = (32, 128, 512), 64  # tokens
 
 
 def recall(number: int) -> dict[str, Any]:
-    """Who has what."""
+    """The colour once more."""
     random = Random(f"benchmark recall {SEEDS + number}")
-    people, things = _facts(random, CHOICES + random.randint(0, 2))
-    asked = random.randrange(len(people))
-    facts = " ".join(f"{who} has a {what}." for who, what in zip(people, things, strict=True))
-    others = random.sample([what for place, what in enumerate(things) if place != asked], CHOICES - 1)
-    question = f"[1] {facts}\nQuestion: what does {people[asked]} have? Answer: {people[asked]} has a"
-    return _choice(random, question, things[asked], others)
+    lines = generated._table(random).splitlines()
+    rows = [place for place, line in enumerate(lines) if line.startswith("Look up")]
+    place = rows[random.randrange(len(rows))]
+    begin, mark, rest = lines[place].partition("the thing is a")
+    question = "\n".join([f"[1] {lines[0]}", *lines[1:place], begin + mark])
+    return {"question": question, "answer": rest.split()[0]}
 
 
 def math(number: int) -> dict[str, Any]:
-    """An exercise and its result."""
+    """One step of an addition: the sum of two digits and a carry, what to write, what to carry."""
     random = Random(f"benchmark math {SEEDS + number}")
-    kinds = list(RESULTS)
-    kind: Callable[[Random], str] = kinds[number % len(kinds)]
-    text = kind(random)
-    found = re.search(RESULTS[kind], text)
-    assert found is not None
-    return {"kind": kind.__name__.strip("_"), "question": f"[1] {text.splitlines()[0]}\n", "answer": found[1]}
+    lines = generated._addition(random).splitlines()
+    place = random.randint(1, len(lines) - 3)
+    begin, mark, rest = lines[place].partition(" =")
+    return {"question": "\n".join([f"[1] {lines[0]}", *lines[1:place], begin + mark]), "answer": rest.strip()}
 
 
 def code() -> list[dict[str, Any]]:
-    """Where the next line comes from."""
-    lines = (PACKAGE / "texts" / "code.jsonl").read_text("utf-8").splitlines()
-    texts = [json.loads(line)["text"].splitlines(keepends=True) for line in lines]
-    random, found = Random(f"benchmark code {SEEDS}"), []
-    places = [(text, place) for text in range(len(texts)) for place in _places(texts[text])]
-    for text, place in sorted(random.sample(places, COUNTS["code"])):
-        others = random.sample([one for one in places if one[0] != text], CHOICES - 1)
-        context = "".join(texts[text][max(0, place - CONTEXT_LINES) : place])
-        found.append(_choice(random, context, texts[text][place], [texts[t][p] for t, p in others]))
+    """What comes next."""
+    texts = {row["id"]: row["text"].splitlines(keepends=True) for row in _held_out("code")}
+    random = Random(f"benchmark code {SEEDS}")
+    span = CONTEXT_LINES + CONTINUATION_LINES
+    places = [(name, at) for name, lines in texts.items() for at in range(0, len(lines) - span, span)]
+    found = []
+    for name, at in sorted(random.sample(places, COUNTS["code"])):
+        others = random.sample([one for one in places if one[0] != name], CHOICES - 1)
+        choices = ["".join(texts[of][k + CONTEXT_LINES : k + span]) for of, k in [(name, at), *others]]
+        right = choices[0]
+        random.shuffle(choices)
+        question = "".join(texts[name][at : at + CONTEXT_LINES])
+        found.append({"file": name, "question": question, "choices": choices, "answer": choices.index(right)})
     return found
 
 
-def _places(lines: list[str]) -> list[int]:
-    """Lines long enough to tell where they come from, with some text in front of them."""
-    return [n for n in range(4, len(lines)) if CONTINUATION[0] <= len(lines[n].strip()) <= CONTINUATION[1]]
+def context(length: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The same ends of the same texts for every length."""
+    found = []
+    for row in _held_out("prose"):
+        ids = tokenizer.encode(row["text"]).ids
+        if len(ids) < max(LENGTHS) + PASSAGE:
+            continue
+        end = tokenizer.decode(ids[-PASSAGE:])
+        found.append({"question": tokenizer.decode(ids[-PASSAGE - length : -PASSAGE]), "answer": end})
+    return found
 
 
-def needle(length: int, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A fact at the beginning, the question about `length` tokens later."""
-    random = Random(f"benchmark needle {length} {SEEDS + number}")
-    people, things = _facts(random, CHOICES)
-    parts = ["[1] " + " ".join(f"{who} has a {what}." for who, what in zip(people, things, strict=True))]
-    asked = random.randrange(CHOICES)
-    question = f"Question: what does {people[asked]} have? Answer: {people[asked]} has a"
-    fillers = (generated._copy, generated._assignments, generated._swap)
-    while len(tokenizer.encode("\n\n".join([*parts, question])).ids) < length:
-        parts.append(f"[{len(parts) + 1}] {random.choice(fillers)(random)}")
-    others = [what for place, what in enumerate(things) if place != asked]
-    return _choice(random, "\n\n".join([*parts, f"[{len(parts) + 1}] {question}"]), things[asked], others)
-
-
-def _facts(random: Random, count: int) -> tuple[list[str], list[str]]:
-    """Names, and what each has: all different, so that one answer is right."""
-    people = [name.capitalize() for name in generated._names(random, count)]
-    pairs = [f"{colour} {thing}" for colour in generated.COLOURS for thing in generated.THINGS]
-    return people, random.sample(pairs, count)
-
-
-def _choice(random: Random, question: str, right: str, wrong: list[str]) -> dict[str, Any]:
-    choices = [right, *wrong]
-    random.shuffle(choices)
-    return {"question": question, "choices": choices, "answer": choices.index(right)}
+def _held_out(domain: str) -> list[dict[str, Any]]:
+    lines = (PACKAGE / "texts" / f"{domain}.jsonl").read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def main() -> None:
@@ -115,7 +97,7 @@ def main() -> None:
     _write("math", map(math, range(COUNTS["math"])))
     _write("code", code())
     for length in LENGTHS:
-        _write(f"needle_{length}", (needle(length, number, tokenizer) for number in range(COUNTS["needle"])))
+        _write(f"context_{length}", context(length, tokenizer))
 
 
 def _write(name: str, rows: Iterable[dict[str, Any]]) -> None:

@@ -11,11 +11,12 @@ So a mismatch is an error, not a warning, and says what differs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from qconvert.errors import UserError
+from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.tasks.chat import ChatTemplate, find_template
 from qconvert_evals.tasks.series import LaneRun
+from qconvert_evals.tasks.tokenizing import TaskTokenizer
 from qconvert_reference.lane import Lane
 
 CAUSES = {
@@ -80,27 +81,34 @@ def check_templates(lanes: Sequence[Lane]) -> dict[str, str]:
 def _same(found: Mapping[str, ChatTemplate], lanes: Sequence[Lane]) -> None:
     first = found[lanes[0].name]
     for name, template in found.items():
-        if (template.source, template.special_tokens) != (first.source, first.special_tokens):
+        if template.source != first.source:
             raise UserError(
                 f"lane {name} has another chat template than lane {lanes[0].name}",
                 where=template.where,
-                expected=f"the template and special tokens of {first.where}",
-                fix="copy chat_template.jinja and tokenizer_config.json from the BF16 checkpoint",
+                expected=f"that of {first.where}",
+                fix="copy the file from the BF16 checkpoint",
             )
 
 
-def check_tokenizers(lanes: Sequence[Lane], files: Sequence[str]) -> None:
-    """UserError where a lane lacks a tokenizer file or brings another one: tokens and ends of outputs hang on them."""
+def check_tokenizers(lanes: Sequence[Lane]) -> None:
+    """UserError where a lane lacks a tokenizer, or has another one, or other tokens that begin texts or end outputs."""
     first = lanes[0].weights.checkpoint.root
+    base = TaskTokenizer(first)
     for lane in lanes[1:]:
-        folder = Path(lane.weights.checkpoint.root)
-        for name in files:
-            ours, theirs = (one / name if (one / name).is_file() else None for one in (first, folder))
-            if (ours is None) != (theirs is None) or (ours and theirs and ours.read_bytes() != theirs.read_bytes()):
-                raise UserError(
-                    f"lane {lane.name} has another {name} than lane {lanes[0].name}",
-                    where=str(folder / name),
-                    expected=f"the bytes of {first / name}" if ours else "no such file, as in the base",
-                    found="other bytes" if ours and theirs else ("no such file" if theirs is None else "a file"),
-                    fix=f"copy {name} from the BF16 checkpoint",
-                )
+        folder = lane.weights.checkpoint.root
+        own = TaskTokenizer(folder)
+        if (folder / TOKENIZER).read_bytes() != (first / TOKENIZER).read_bytes():
+            raise UserError(
+                f"lane {lane.name} has another tokenizer than lane {lanes[0].name}",
+                where=str(folder / TOKENIZER),
+                expected=f"the bytes of {first / TOKENIZER}",
+                fix="copy the file from the BF16 checkpoint",
+            )
+        if (own.prefix, own.ends) != (base.prefix, base.ends):
+            raise UserError(
+                f"lane {lane.name} begins texts or ends outputs with other tokens than lane {lanes[0].name}",
+                where=f"{folder}: tokenizer_config.json, generation_config.json, config.json",
+                expected=f"first {base.prefix}, last {sorted(base.ends)}",
+                found=f"first {own.prefix}, last {sorted(own.ends)}",
+                fix="copy these files' token settings from the BF16 checkpoint",
+            )

@@ -19,3 +19,8 @@ def load(file: str, **_: Any) -> dict[str, Any]:
     path = next(one for folder in FOLDERS if (one := folder / file).is_file())
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
     return {"test": datasets.Dataset.from_list(rows)}
+
+
+def bits(document: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """Log-likelihood of the end of a text, and its bytes: lm-eval divides the sums over all documents."""
+    return {"bits_per_byte": (results[0][0], len(document["answer"].encode("utf-8")))}
