@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from qconvert_evals.small_model_files import small_model_path
-from qconvert_evals.tasks.lane_run import run_lane
+from qconvert_evals.tasks.language_model import LaneLM
 from qconvert_evals.tasks.loading import load_tasks
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_reference.lane import Lane
 from qconvert_reference.linear import Numerics
 from tests.tasks.conftest import quiet
 
-SETTINGS = TaskSettings(("small_math", "small_recall", "small_code", "small_prose", "small_context_128"), limit=3)
+DOCUMENTS = {"small_math": [1], "small_recall": [0], "small_code": [0], "small_prose": [0, 1], "small_context_32": [0]}
+SETTINGS = TaskSettings(tuple(DOCUMENTS))
 # Both are sums of fp32 log-probabilities; the logits of both models differ by up to 1e-4 (test_against_transformers),
 # a log-probability by at most twice that, and a text has up to 900 tokens whose errors have either sign.
 PER_TOKEN = 2e-4
@@ -30,17 +31,15 @@ def samples(theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     from lm_eval.evaluator import evaluate
 
     loaded = load_tasks(SETTINGS)
-    expected = evaluate(lm=theirs, task_dict=loaded, limit=SETTINGS.limit, bootstrap_iters=0)["samples"]
-    from qconvert_evals.tasks.language_model import LaneLM
-
+    expected = evaluate(lm=theirs, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"]
     ours = LaneLM(Lane.open("fp32", small_model_path(), Numerics(torch.float32)), SETTINGS, quiet)
-    return evaluate(lm=ours, task_dict=loaded, limit=SETTINGS.limit, bootstrap_iters=0)["samples"], expected
+    return evaluate(lm=ours, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"], expected
 
 
 @pytest.mark.parametrize("task", SETTINGS.names)
 def test_every_sample_is_that_of_transformers(task: str, samples: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ours, expected = (one[task] for one in samples)
-    assert len(ours) == len(expected) == 3
+    assert len(ours) == len(expected) == len(DOCUMENTS[task])
     for own, wanted in zip(ours, expected, strict=True):
         assert (own["doc_hash"], own["prompt_hash"]) == (wanted["doc_hash"], wanted["prompt_hash"])
         assert own["metrics"] == wanted["metrics"]
@@ -60,8 +59,6 @@ def same_answer(own: Any, wanted: Any, arguments: Any) -> None:
 
 
 def test_encoding_is_that_of_transformers(theirs: Any) -> None:
-    from qconvert_evals.tasks.language_model import LaneLM
-
     ours = LaneLM(Lane.open("fp32", small_model_path(), Numerics(torch.float32)), SETTINGS, quiet)
     assert (ours.prefix_token_id, ours.max_length) == (theirs.prefix_token_id, theirs.max_length)
     for text in ("a b", " a\n\n  b", "<|endoftext|>a", "ünï<|endoftext|>", ""):
