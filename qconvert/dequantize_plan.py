@@ -7,6 +7,7 @@ from qconvert.destination import check_destination
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Weights, format_of
+from qconvert.formats.weights import check_side_parts
 from qconvert.plan import (
     MAX_SHARD_SIZE,
     PLAIN,
@@ -32,6 +33,7 @@ def plan_dequantize(
         raise UserError(f"{source} is not quantized", where="config.json", expected=CONFIG_KEY, found="no such key")
     family = family_of(checkpoint.config)
     weights = Weights(checkpoint, file_format)
+    check_side_parts(weights)
     copies, notes = copied_files(checkpoint)
     return Plan(
         operation="dequantize",

@@ -1,9 +1,10 @@
 """`qconvert.json`: what a folder was made of and by what.
 
-    schema_version, qconvert, operation, recipe {name, scheme, scales, format, rules},
+    schema_version, qconvert, operation, recipe {name, scheme, scales, format, rules, method?, calibration?},
     source {repository?, revision?, files {name: {bytes, sha256}}},
     output {files {name: {bytes, sha256}}},            every file of the folder but this one
     counts {tensors_in, tensors_out, kept, quantized, dequantized, repacked, bytes_in, bytes_out, shards},
+    tensors {methods, kinds, worst, fallbacks?, few_tokens?},   a summary of qconvert_tensors.csv
     warnings, notes, run {started, wall_seconds, workers, source, python, torch}
 
 Everything but `run` is a function of the source and the recipe; what differs from run to run stands there alone.
@@ -11,14 +12,14 @@ Everything but `run` is a function of the source and the recipe; what differs fr
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qconvert.checkpoint import MANIFEST
 from qconvert.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no `tensors`
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Manifest:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     run: Mapping[str, Any]
+    tensors: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_text(self) -> str:

@@ -20,14 +20,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from qconvert.calibrated import KEY, Calibrated, Statistics, open_walk
 from qconvert.checkpoint import (
     CONFIG,
     INDEX,
     MANIFEST,
+    TENSOR_REPORT,
     Checkpoint,
     copy_durably,
     hash_file,
@@ -37,14 +39,22 @@ from qconvert.checkpoint import (
 )
 from qconvert.destination import Destination, disk_full
 from qconvert.errors import UserError
+from qconvert.families import family_of
 from qconvert.manifest import Manifest
 from qconvert.plan import Plan, ShardJob, TensorJob, source_state
+from qconvert.schemes.int4 import WEIGHTED
 from qconvert.shard import Conversion
+from qconvert.tensor_report import TensorRow, summarise, to_csv
 
-Progress = Callable[[int, int], None]
 Record = dict[str, Any]
 Work = Iterator[Callable[[], None]]
-ENTRY_BYTES = 512  # more than a tensor's lines in a header and in the index take
+ENTRY_BYTES = 1024  # more than a tensor's lines in a header, in the index and in the report take
+
+
+class Progress(Protocol):
+    """Bytes done, bytes in all, and what is being done where that is no conversion."""
+
+    def __call__(self, done: int, total: int, what: str = ..., /) -> None: ...
 
 
 def run_plan(
@@ -63,9 +73,11 @@ def run_plan(
             destination.check_space(_missing_bytes(plan, destination))
             records = _Run(plan, checkpoint, destination, progress).execute(workers)
             _check_unchanged(plan, checkpoint)
-            _write_metadata(plan, destination.folder, records)
+            rows = _rows(plan, records)
+            _write_metadata(plan, destination.folder, records, rows)
             run = {"started": started, "wall_seconds": round(time.monotonic() - clock, 3), "workers": workers}
-            manifest = _manifest(plan, records, run)
+            tensors = summarise(rows, family_of(checkpoint.config), plan.recipe) if rows else {}
+            manifest = _manifest(plan, records, run, tensors)
             write_durably(destination.folder / MANIFEST, manifest.to_text().encode())
             destination.publish(overwrite=overwrite)
         except UserError:
@@ -91,9 +103,14 @@ class _Run:
         self.done = 0
         self.counting, self.taking = threading.Lock(), threading.Lock()
         self.stop = threading.Event()
+        self.calibrated: Calibrated | None = None
 
     def execute(self, workers: int) -> dict[str, Record]:
         """All records: "out:FILE" and "in:FILE" to {bytes, sha256}. Stops all workers at the first failure."""
+        if KEY in self.plan.recipe:
+            names = [tensor.name for job in self.plan.jobs for tensor in job.tensors if self._needs_inputs(tensor)]
+            walk = open_walk(Path(self.plan.source), self.plan.recipe, names, workers, self._say)
+            self.calibrated = Calibrated(walk)
         work = self._work()
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "qconvert", torch.set_num_threads, (1,))
@@ -137,7 +154,7 @@ class _Run:
     def _shard(self, job: ShardJob) -> Work:
         """A piece of work for each tensor, unless an earlier run has finished the shard."""
         record = self.destination.finished("out:" + job.file)
-        if record is not None:
+        if record is not None and "tensors" in record:
             self.records["out:" + job.file] = record
             self._advance(record.get("bytes_read", 0))
             return
@@ -145,10 +162,21 @@ class _Run:
         conversion = Conversion(self.checkpoint, job, path, self.plan.recipe)
         self.unfinished.add(conversion)
         for tensor in job.tensors:
-            yield functools.partial(self._convert, conversion, tensor)
+            # Statistics are taken here, where tensors come in their order, and not by whichever worker is first. The
+            # others wait for a layer to be walked through: whatever they could take next needs it, too.
+            calibrated = self.calibrated if self._needs_inputs(tensor) else None
+            statistics = None if calibrated is None else calibrated.take(tensor.name)
+            yield functools.partial(self._convert, conversion, tensor, statistics)
+            del statistics  # the worker alone holds them now
 
-    def _convert(self, conversion: Conversion, tensor: TensorJob) -> None:
-        conversion.convert(tensor)
+    def _needs_inputs(self, tensor: TensorJob) -> bool:
+        """Whether the tensor's method looks at its inputs; in a mixed recipe that of FP8 does not."""
+        if tensor.action != "quantize" or tensor.scheme is None:
+            return False
+        return self.plan.recipe["schemes"][tensor.scheme].get("method") in WEIGHTED
+
+    def _convert(self, conversion: Conversion, tensor: TensorJob, statistics: Statistics | None) -> None:
+        conversion.convert(tensor, statistics)
         self._advance(conversion.bytes_read(tensor))
         if conversion.was_last():
             name = "out:" + conversion.job.file
@@ -171,6 +199,10 @@ class _Run:
         path = self.destination.folder / name
         copy_durably(self.checkpoint.file(name), path)
         return _file_record(path)
+
+    def _say(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.plan.bytes_in, what)
 
     def _advance(self, count: int) -> None:
         with self.counting:
@@ -201,16 +233,23 @@ def _missing_bytes(plan: Plan, destination: Destination) -> int:
     return tensors + sum(plan.source_files[name][0] for name in copies) + 2 * len(plan.config_text)
 
 
-def _write_metadata(plan: Plan, folder: Path, records: dict[str, Record]) -> None:
-    """Index and config, after all shards."""
+def _rows(plan: Plan, records: dict[str, Record]) -> list[TensorRow]:
+    """Of all shards, in the order of the plan."""
+    return [TensorRow(**row) for job in plan.jobs for row in records["out:" + job.file]["tensors"]]
+
+
+def _write_metadata(plan: Plan, folder: Path, records: dict[str, Record], rows: list[TensorRow]) -> None:
+    """Index, config and the report of tensors, after all shards."""
     write_index(folder, {job.file: job.specs for job in plan.jobs})
     write_durably(folder / CONFIG, plan.config_text.encode())
-    for name in (INDEX, CONFIG):
+    if rows:
+        write_durably(folder / TENSOR_REPORT, to_csv(rows).encode())
+    for name in (INDEX, CONFIG, TENSOR_REPORT):
         if (folder / name).is_file():
             records["out:" + name] = _file_record(folder / name)
 
 
-def _manifest(plan: Plan, records: dict[str, Record], run: dict[str, Any]) -> Manifest:
+def _manifest(plan: Plan, records: dict[str, Record], run: dict[str, Any], tensors: dict[str, Any]) -> Manifest:
     files: dict[str, dict[str, Record]] = {"in": {}, "out": {}}
     for name, record in sorted(records.items()):
         side, _, file = name.partition(":")
@@ -224,5 +263,6 @@ def _manifest(plan: Plan, records: dict[str, Record], run: dict[str, Any]) -> Ma
         counts=plan.counts,
         warnings=plan.warnings,
         notes=plan.notes,
+        tensors=tensors,
         run={**run, "source": plan.source, "python": platform.python_version(), "torch": str(torch.__version__)},
     )

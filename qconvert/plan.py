@@ -16,7 +16,8 @@ from qconvert import __version__
 from qconvert.checkpoint import Checkpoint, TensorSpec, shard_names
 
 PLAIN = "plain"  # the part of an unquantized tensor
-OLD_FORMAT_FILES = ("quantize_config.json", "quant_config.json")  # copies of `quantization_config` beside config.json
+# Copies of `quantization_config` beside config.json, by the tools that write them.
+OLD_FORMAT_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 
 
@@ -64,7 +65,7 @@ class Plan:
     operation: str  # "quantize", "dequantize" or "convert"
     source: str
     destination: str
-    recipe: Mapping[str, Any]  # name, scheme, scales, format, rules
+    recipe: Mapping[str, Any]  # name, scheme, scales, format, rules, method and calibration if there is one
     jobs: tuple[ShardJob, ...]
     config_text: str
     copies: tuple[str, ...]

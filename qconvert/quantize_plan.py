@@ -3,24 +3,27 @@
 Refused: sources that are quantized already; tensors that the family's inventory has and the checkpoint lacks (only
 the multi-token-prediction head may be absent, as a whole); wrong shapes; tensors that no rule covers; rules that
 would quantize something that is no matrix of floats, that engines cannot load quantized, or a part of what they merge.
-Tensors beyond the inventory that a rule covers are converted and reported.
+Tensors beyond the inventory that a rule covers are converted and reported. With a calibrated method tensors go in the
+order of the layers, since the model is walked once.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, insert_key, remove_key, resolve_source
+from qconvert.calibrated import KEY, calibration_settings
+from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, resolve_source
 from qconvert.destination import check_destination
+from qconvert.engine_config import config_block, config_text
 from qconvert.errors import UserError
 from qconvert.families import Family, family_of
 from qconvert.formats import CONFIG_KEY, Format, get_format
 from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
-from qconvert.recipe import KEEP, Recipe, load_recipe
-from qconvert.schemes import Scheme, get_scheme
+from qconvert.recipe import KEEP, Recipe, Rule, load_recipe
+from qconvert.scheme_options import DEFAULT_METHOD, FP8, INT4, default_format, options_by_scheme
+from qconvert.schemes import Scheme, get_scheme, scheme_names
 
-DEFAULT_METHOD = "mse"
 QUANTIZABLE = ("BF16", "F16", "F32")
 
 
@@ -34,6 +37,9 @@ def plan_quantize(
     asymmetric: bool = False,
     file_format: str | None = None,
     recipe: str = "default",
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    min_tokens: int | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> Plan:
@@ -45,17 +51,28 @@ def plan_quantize(
     family = family_of(checkpoint.config)
     notes = _check_inventory(family, checkpoint)
     rules = choose_recipe(family, recipe, scheme)
-    numbers = get_scheme(scheme, scales=scales, method=method, asymmetric=asymmetric)
-    layout = get_format(file_format or default_format(scheme)).configured(numbers)
-    tensors = [_job(info, rules.action(info.name), numbers, layout, family) for info in checkpoint.tensors.values()]
+    options = options_by_scheme(rules.schemes, scheme, scales=scales, method=method, asymmetric=asymmetric)
+    schemes = {name: get_scheme(name, **given) for name, given in options.items()}
+    layout = get_format(file_format or default_format(*schemes))
+    layouts = {name: layout.configured(numbers) for name, numbers in schemes.items()}
+    actions = {name: rules.action(name) for name in checkpoint.tensors}
+    tensors = [_job(info, actions[info.name], schemes, layouts, family) for info in checkpoint.tensors.values()]
     _check_fused_groups(family, tensors)
     shapes = {info.name: info.shape for info in checkpoint.tensors.values()}
-    quantized = [tensor.name for tensor in tensors if tensor.action != KEEP]
-    block = config_block(family, layout, numbers, shapes, quantized)
-    settings: dict[str, Any] = {"scheme": scheme, "scales": scales, "format": layout.name}
-    if method or scheme != "fp8-block128":
+    quantized = {name: schemes[action] for name, action in actions.items() if action != KEEP}
+    block = config_block(family, layouts[scheme], shapes, quantized, schemes[scheme])
+    settings: dict[str, Any] = {"scheme": scheme, "scales": scales, "format": layout.name, "schemes": options}
+    if method or scheme != FP8:
         settings |= {"method": method or DEFAULT_METHOD, "asymmetric": asymmetric}
-    warnings = [f"{engine}: {text}" for engine, text in family.precision_warnings(checkpoint.config, shapes, quantized)]
+    settings |= calibration_settings(source, method, calibration, calibration_tokens, min_tokens)
+    if KEY in settings:
+        tensors.sort(key=lambda tensor: family.place(tensor.name)[0])
+        notes += _calibration_notes(settings[KEY])
+    names = {name: numbers.name for name, numbers in quantized.items()}
+    warned = [
+        *layouts[scheme].warnings(checkpoint.config),
+        *family.precision_warnings(checkpoint.config, shapes, names),
+    ]
     return Plan(
         operation="quantize",
         source=str(source),
@@ -66,56 +83,43 @@ def plan_quantize(
         copies=tuple(checkpoint.other_files()),
         source_files=source_state(checkpoint),
         bytes_in=sum(info.nbytes for info in checkpoint.tensors.values()),
-        warnings=(*family.warnings(checkpoint.config), *warnings),
+        warnings=(*family.warnings(checkpoint.config), *(f"{engine}: {text}" for engine, text in warned)),
         notes=(*notes, *left_out_notes(checkpoint)),
     )
 
 
-def not_converted(family: Family, kept: Iterable[str]) -> list[str]:
-    """Module paths of the kept tensors in the official order: layers by number, names within a layer by alphabet."""
-    modules = {name.removesuffix(".weight") for name in kept if family.is_skip_listed(name)}
-    return sorted(modules, key=lambda path: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in path.split(".")])
+def _calibration_notes(text: Mapping[str, Any]) -> list[str]:
+    found, asked = text["tokens"], text["asked"]
+    # Domains get equal shares, which may leave a few tokens over.
+    return [f"the calibration text gave {found:,} tokens, {asked:,} were asked for"] if found < 0.95 * asked else []
 
 
 def choose_recipe(family: Family, name: str, scheme: str) -> Recipe:
     """A recipe by its name, or from a file."""
-    known = {"default": family.default_rules, "all-linears": family.linear_rules}
+    known = {"default": family.default_rules, "all-linears": family.linear_rules, "mixed": _mixed_rules(family)}
     if name in known:
         return Recipe(name, known[name](scheme))
     if not name.endswith(".toml"):
         raise UserError(f"unknown recipe {name!r}", expected=f"{', '.join(known)}, or a file ending in .toml")
-    return load_recipe(name, scheme)
+    return load_recipe(name, scheme, scheme_names())
 
 
-def default_format(scheme: str) -> str:
-    """The format that most engines load a scheme from."""
-    return "fp8" if scheme.startswith("fp8") else "compressed-tensors"
+def _mixed_rules(family: Family) -> Callable[[str], tuple[Rule, ...]]:
+    def rules(scheme: str) -> tuple[Rule, ...]:
+        if not scheme.startswith(INT4):
+            raise UserError(
+                "the recipe mixed has INT4 experts and FP8 elsewhere",
+                expected="--scheme int4-g32, int4-g64 or int4-g128",
+                found=scheme,
+            )
+        return family.mixed_rules(scheme, FP8)
+
+    return rules
 
 
-def config_block(
-    family: Family,
-    layout: Format,
-    scheme: Scheme,
-    shapes: Mapping[str, tuple[int, ...]],
-    quantized: Collection[str],
-) -> dict[str, Any]:
-    """The `quantization_config`. Formats with patterns must know the paths that engines give to merged modules, too."""
-    done = frozenset(quantized)
-    kept = [name for name in shapes if name not in done]
-    if layout.lists_paths:
-        return layout.config_block(scheme, not_converted(family, kept))
-    matrices = not_converted(family, (name for name in kept if len(shapes[name]) == 2))
-    merged = (family.fused_group(f"{module}.weight") for module in matrices)
-    also = (family.fused_group(name) for name in quantized)
-    converted = [name.removesuffix(".weight") for name in quantized]
-    return layout.config_block(
-        scheme,
-        list(dict.fromkeys([*matrices, *(name for name in merged if name)])),
-        list(dict.fromkeys([*converted, *(name for name in also if name)])),
-    )
-
-
-def _job(info: TensorInfo, action: str, scheme: Scheme, layout: Format, family: Family) -> TensorJob:
+def _job(
+    info: TensorInfo, action: str, schemes: Mapping[str, Scheme], layouts: Mapping[str, Format], family: Family
+) -> TensorJob:
     if action == KEEP:
         return TensorJob(
             info.name, KEEP, None, {PLAIN: info.name}, {PLAIN: TensorSpec(info.name, info.dtype, info.shape)}
@@ -130,7 +134,7 @@ def _job(info: TensorInfo, action: str, scheme: Scheme, layout: Format, family: 
     reason = family.unloadable(info.name)
     if reason is not None:
         raise UserError(f"{info.name} cannot be quantized", found=reason, fix="keep it by a rule of the recipe")
-    outputs = output_specs(layout, scheme, info.name, (info.shape[0], info.shape[1]))
+    outputs = output_specs(layouts[action], schemes[action], info.name, (info.shape[0], info.shape[1]))
     return TensorJob(info.name, "quantize", action, {PLAIN: info.name}, outputs)
 
 
@@ -144,12 +148,6 @@ def output_specs(
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return {part: TensorSpec(names[part], dtype, dims) for part, (dtype, dims) in parts.items()}
-
-
-def config_text(checkpoint: Checkpoint, block: dict[str, Any]) -> str:
-    """config.json with the block; an explicit null in its place makes room for it."""
-    text = checkpoint.config_text
-    return insert_key(remove_key(text, CONFIG_KEY) if CONFIG_KEY in checkpoint.config else text, CONFIG_KEY, block)
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:

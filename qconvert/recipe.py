@@ -19,6 +19,7 @@ import fnmatch
 import functools
 import re
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
 
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Every scheme that a rule names."""
+        return tuple(dict.fromkeys(rule.action for rule in self.rules if rule.action != KEEP))
+
     def action(self, tensor: str) -> str:
         """What becomes of a tensor."""
         for rule in self.rules:
@@ -55,8 +61,8 @@ class Recipe:
         )
 
 
-def load_recipe(path: str | Path, scheme: str) -> Recipe:
-    """A recipe from a TOML file."""
+def load_recipe(path: str | Path, scheme: str, known: Collection[str]) -> Recipe:
+    """A recipe from a TOML file for conversions to `scheme`; `known` are all schemes."""
     file = Path(path)
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -74,12 +80,12 @@ def load_recipe(path: str | Path, scheme: str) -> Recipe:
     if unknown:
         raise UserError(f"the recipe {file} has an unknown key {min(unknown)!r}", expected="name, rules, match, action")
     for rule in rules:
-        if rule.action not in (KEEP, QUANTIZE, scheme):
+        if rule.action not in (KEEP, QUANTIZE, *known):
             raise UserError(
                 f"the recipe {file} has an unknown action {rule.action!r} for {rule.pattern!r}",
-                expected=f"{QUANTIZE}, {KEEP}, or {scheme}, the scheme of this conversion",
+                expected=f"{QUANTIZE} (to {scheme}, the scheme of this conversion), {KEEP}, {', '.join(known)}",
             )
-    chosen = tuple(Rule(rule.pattern, KEEP if rule.action == KEEP else scheme) for rule in rules)
+    chosen = tuple(Rule(rule.pattern, scheme if rule.action == QUANTIZE else rule.action) for rule in rules)
     return Recipe(str(content.get("name", file.name)), chosen)
 
 

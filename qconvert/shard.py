@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qconvert.calibrated import Statistics, quantize_calibrated
 from qconvert.checkpoint import Checkpoint, ShardWriter
 from qconvert.errors import UserError
 from qconvert.formats import Format, StoredWeight, UnreadableNumbers, format_of, get_format
-from qconvert.formats.weights import join_rows, load_rows, load_stored, slice_rows
+from qconvert.formats.weights import OTHER_FORMAT, join_rows, load_rows, load_stored
 from qconvert.plan import PLAIN, ShardJob, TensorJob
-from qconvert.schemes import QuantizedWeight, Scheme, UnusableWeight, get_scheme
+from qconvert.schemes import QuantizedWeight, Scheme, UnusableWeight, get_scheme, relative_error
+from qconvert.schemes.int4 import Int4
+from qconvert.tensor_report import TensorRow
 
 PIECE_BYTES = 4 * 2**20  # of source data in memory at a time, or the scheme's row step if that is more
 
@@ -32,17 +35,24 @@ class Conversion:
         self._reading = format_of(checkpoint.config)
         self._writer = ShardWriter(path, job.specs)
         self._missing = len(job.tensors)
+        self._rows: dict[str, TensorRow] = {}
         self._lock = threading.Lock()
 
-    def convert(self, tensor: TensorJob) -> None:
-        """Write one tensor and what belongs to it. Threads may do so at the same time."""
+    def convert(self, tensor: TensorJob, statistics: Statistics | None = None) -> None:
+        """Write one tensor and what belongs to it; `statistics` of its inputs for a calibrated method. Threads may do
+        so at the same time."""
         if tensor.scheme is None:
             _keep(self.checkpoint, tensor, self._writer)
         elif tensor.action == "quantize":
-            options = {key: self.recipe[key] for key in ("scales", "method", "asymmetric") if key in self.recipe}
-            scheme = get_scheme(tensor.scheme, **options)
+            scheme = get_scheme(tensor.scheme, **self.recipe["schemes"][tensor.scheme])
             layout = get_format(self.recipe["format"]).configured(scheme)
-            _quantize(self.checkpoint, tensor, self._writer, scheme, layout)
+            source = self.checkpoint, tensor, self._writer
+            if statistics is None:
+                row = _quantize(*source, scheme, layout)
+            else:
+                assert isinstance(scheme, Int4)
+                row = _calibrated(*source, scheme, layout, statistics)
+            self._rows[tensor.name] = row
         else:
             self._from_quantized(tensor)
 
@@ -70,7 +80,8 @@ class Conversion:
         """Publish the file; the record of it."""
         sha256 = self._writer.publish_hashed()
         read = sum(self.bytes_read(tensor) for tensor in self.job.tensors)
-        return {"bytes": self.path.stat().st_size, "sha256": sha256, "bytes_read": read}
+        rows = [self._rows[tensor.name].to_json() for tensor in self.job.tensors if tensor.name in self._rows]
+        return {"bytes": self.path.stat().st_size, "sha256": sha256, "bytes_read": read, "tensors": rows}
 
     def discard(self) -> None:
         """Leave no file behind."""
@@ -95,22 +106,48 @@ def _all_finite(piece: Tensor) -> bool:
     return math.isfinite(float(lowest)) and math.isfinite(float(highest))
 
 
-def _quantize(checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format) -> None:
+def _quantize(
+    checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format
+) -> TensorRow:
     rows, columns = checkpoint.tensors[tensor.name].shape
     step = _row_step(scheme, columns)
     stripes = []
+    error = signal = 0.0
     for start in range(0, rows, step):
         weight = checkpoint.read_rows(tensor.name, start, start + step)  # [step, K]
         try:
             numbers = scheme.quantize(weight)
-        except UnusableWeight as error:
-            raise _unusable(tensor.name, [start + error.row, error.column], error.value) from error
+        except UnusableWeight as unusable:
+            raise _unusable(tensor.name, [start + unusable.row, unusable.column], unusable.value) from unusable
+        wrong, right = numbers.squared_error(weight)
+        error, signal = error + wrong, signal + right
         if layout.is_striped(scheme):
             _write(writer, tensor, layout.pack(numbers))
         else:
             stripes.append(numbers)
     if stripes:
         _pack(writer, tensor, layout, join_rows(stripes))
+    method = getattr(scheme, "method", "rtn")
+    return TensorRow(tensor.name, scheme.name, method, None, relative_error(error, signal))
+
+
+def _calibrated(
+    checkpoint: Checkpoint,
+    tensor: TensorJob,
+    writer: ShardWriter,
+    scheme: Int4,
+    layout: Format,
+    statistics: Statistics,
+) -> TensorRow:
+    """A weight as a whole: what is rounded last depends on all that was rounded before."""
+    weight = checkpoint.read(tensor.name)
+    try:
+        done = quantize_calibrated(weight, scheme, statistics)
+    except UnusableWeight as unusable:
+        raise _unusable(tensor.name, [unusable.row, unusable.column], unusable.value) from unusable
+    _pack(writer, tensor, layout, done.numbers)
+    error = relative_error(*done.numbers.squared_error(weight))
+    return TensorRow(tensor.name, scheme.name, done.method, done.tokens, error, done.note)
 
 
 def _dequantize(
@@ -123,7 +160,7 @@ def _dequantize(
         whole = load_stored(checkpoint, reading, tensor.name, stored)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        numbers = load_rows(checkpoint, stored, start, stop) if whole is None else slice_rows(whole, start, stop)
+        numbers = load_rows(checkpoint, stored, start, stop) if whole is None else whole.rows(start, stop)
         writer.append(tensor.name, numbers.dequantize())
 
 
@@ -143,9 +180,7 @@ def _pack(writer: ShardWriter, tensor: TensorJob, layout: Format, numbers: Quant
     try:
         parts = layout.pack(numbers)
     except UnreadableNumbers as error:
-        raise UserError(
-            f"{tensor.name} cannot be stored as {layout.name}: {error}", fix="give another --format"
-        ) from error
+        raise UserError(f"{tensor.name} cannot be stored as {layout.name}: {error}", fix=OTHER_FORMAT) from error
     _write(writer, tensor, parts)
 
 

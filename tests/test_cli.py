@@ -26,9 +26,10 @@ FLAGS = {
     "quantize": {
         "--scheme", "--format", "--scales", "--recipe", "--method", "--asymmetric", "--workers", "--dry-run",
         "--resume", "--no-resume", "--overwrite", "--json",
+        "--calibration", "--calibration-tokens", "--min-tokens", "--max-shard-size",
     },
-    "convert": {"--format", "--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
-    "dequantize": {"--workers", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
+    "convert": {"--format", "--workers", "--max-shard-size", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
+    "dequantize": {"--workers", "--max-shard-size", "--dry-run", "--resume", "--no-resume", "--overwrite", "--json"},
     "inspect": {"--json"},
     "verify": {"--against", "--workers", "--json"},
 }  # fmt: skip

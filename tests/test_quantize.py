@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from qconvert import shard
 from qconvert.checkpoint import (
@@ -22,6 +23,7 @@ from qconvert.checkpoint import (
     remove_key,
     write_checkpoint,
 )
+from qconvert.cli import main
 from qconvert.errors import UserError
 from qconvert.formats import open_weights
 from qconvert.manifest import Manifest
@@ -309,3 +311,16 @@ def test_manifest_of_a_newer_version_is_refused(source: Path, tmp_path: Path) ->
     path.write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         Manifest.load(tmp_path / "out")
+
+
+def test_size_of_the_files_on_the_command_line(tmp_path: Path) -> None:
+    source = write_tiny_checkpoint(tmp_path / "source")
+    run = CliRunner()
+    done = run.invoke(main, ["quantize", str(source), str(tmp_path / "out"), "--max-shard-size", "300 KB"])
+    assert done.exit_code == 0, done.output
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert len(sizes) > 3 and all(size < 400_000 for size in sizes)
+    for text in ("many", "0", "5 apples", "5XB"):
+        done = run.invoke(main, ["quantize", str(source), str(tmp_path / "no"), "--max-shard-size", text])
+        assert done.exit_code == 2 and "not a size in bytes" in done.output, text
+    assert not (tmp_path / "no").exists()

@@ -23,18 +23,17 @@ from typing import Any
 import torch
 
 import qconvert
-from qconvert.errors import UserError
-from qconvert.formats import open_weights
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, choose_numerics, head_fault, lane_identity
+from qconvert_evals.identity import check_comparable, head_fault, lane_identity
+from qconvert_evals.lanes import open_lanes
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
-from qconvert_evals.results import BASE_LANE, NOISE_LANE, Measurement, Results
+from qconvert_evals.results import NOISE_LANE, Measurement, Results
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
@@ -57,6 +56,7 @@ class Settings:
     seq_len: int
     draft_tokens: int
     activations: str | None
+    kernels: str
     live: LiveSettings
     tasks: TaskSettings | None = None
 
@@ -70,6 +70,7 @@ def compare(
     seq_len: int = 512,
     draft_tokens: int = 3,
     activations: str | None = None,
+    kernels: str = "auto",
     live: LiveSettings = LIVE,
     tasks: TaskSettings | None = None,
     progress: Progress | None = None,
@@ -78,7 +79,7 @@ def compare(
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
-    settings = Settings(tokens, seq_len, draft_tokens, activations, live, tasks)
+    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -128,7 +129,7 @@ class _Comparison:
         progress: Progress | None,
     ) -> _Comparison:
         """Open and check everything before anything is computed."""
-        lane, others = _open_lanes(base, candidates, settings)
+        lane, others = open_lanes(base, candidates, settings.activations, settings.kernels)
         faults = {}
         for other in others:
             check_comparable(lane, other)
@@ -183,9 +184,10 @@ class _Comparison:
         self.found.append(logits.base_result(states[0], self.base.name))
         self.figures |= {"kl_histogram": {}, "position_kl": {}, "worst_tokens": []}
         for state in states:
-            self.found.append(logits.result(state))
+            positions = predictions.positions(state, seq_len)
+            self.found.append(logits.result(state, positions))
             self.figures["kl_histogram"][state.lane] = logits.histogram(state)
-            self.figures["position_kl"][state.lane] = logits.by_position(state, predictions.positions(state, seq_len))
+            self.figures["position_kl"][state.lane] = logits.by_position(state, positions)
             if state.lane != NOISE_LANE:
                 worst = predictions.worst_tokens(state, self.corpus, self.tokenizer, seq_len, WORST)
                 self.figures["worst_tokens"].extend(worst)
@@ -251,24 +253,6 @@ class _Comparison:
             "draft_tokens": settings.draft_tokens,
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
-
-
-def _open_lanes(base: Path, candidates: Mapping[str, str | Path], settings: Settings) -> tuple[Lane, list[Lane]]:
-    taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
-    if taken:
-        raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
-    if not candidates:
-        raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
-    weights = open_weights(base)
-    if weights.quantized:
-        raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
-    numerics = choose_numerics(weights)
-    lane = Lane.open(BASE_LANE, weights, numerics)
-    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"))]
-    for name, path in candidates.items():
-        opened = open_weights(Path(path))
-        others.append(Lane.open(name, opened, choose_numerics(opened, activations=settings.activations)))
-    return lane, others
 
 
 def _too_large(lane: Lane) -> str:

@@ -86,7 +86,9 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise UserError("comparing needs the package `tokenizers`", fix="pip install 'qconvert[evals]'") from error
+            raise UserError(
+                "making tokens of text needs the package `tokenizers`", fix="pip install 'qconvert[evals]'"
+            ) from error
         path = folder / TOKENIZER
         if not path.is_file():
             raise UserError("the checkpoint has no tokenizer", where=str(folder), expected=TOKENIZER)

@@ -57,7 +57,7 @@ def _force(
         row, column = rows[part], columns[part]
         drafts = [row_logits(lane, output.normed[row, column]) for output in outputs]
         targets = [row_logits(lane, normed[row, column + step]) for step in range(1, state.steps + 1)]
-        acceptance.update(state, drafts, targets, batch.documents[row])
+        acceptance.update(state, drafts, targets, batch.documents[row], column)
     return outputs[0].router
 
 

@@ -15,7 +15,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -27,10 +27,14 @@ from qconvert.formats import Weights
 from qconvert.manifest import Manifest
 from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.results import LaneIdentity
+from qconvert_reference.kernels import choose_kernels
 from qconvert_reference.lane import Lane
 from qconvert_reference.linear import Numerics
 
 TRUST_BYTES = 1 << 30
+FP8, INT4 = "fp8-", "int4-"  # how names of schemes start
+Activations: TypeAlias = Literal["none", "fp8-group128", "fp8-token"]
+KINDS: tuple[Activations, ...] = get_args(Activations)
 MEASURED_WITH = ("torch", "numpy", "safetensors", "tokenizers")
 
 
@@ -125,21 +129,38 @@ def versions() -> dict[str, str]:
     return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device()}
 
 
-def _asks_for_fp8(block: Mapping[str, Any]) -> bool:
-    """Official FP8 folders by one key, compressed-tensors ones by what each group of weights says of its inputs."""
-    groups = [group.get("input_activations") or {} for group in (block.get("config_groups") or {}).values()]
-    by_groups = any(inputs.get("type") == "float" and inputs.get("group_size") == 128 for inputs in groups)
-    return block.get("activation_scheme") == "dynamic" or by_groups
+def asked_activations(block: Mapping[str, Any]) -> tuple[Activations, str]:
+    """What a `quantization_config` has engines do to inputs, and for which schemes (a prefix of their names).
+
+    Official FP8 folders say it by one key, compressed-tensors ones in each group of weights.
+    """
+    if block.get("activation_scheme") == "dynamic":
+        return "fp8-group128", FP8
+    asked: dict[str, Activations] = {}
+    for group in (block.get("config_groups") or {}).values():
+        inputs, kind = group.get("input_activations") or {}, (group.get("weights") or {}).get("type")
+        if inputs.get("type") == "float":
+            asked[INT4 if kind == "int" else FP8] = "fp8-group128" if inputs.get("group_size") == 128 else "fp8-token"
+    if len(asked) > 1:
+        raise UserError(
+            "this folder quantizes the inputs of FP8 and of INT4 weights, which a lane cannot imitate together",
+            fix="give --activations none to compare the weights alone",
+        )
+    return next(((kind, schemes) for schemes, kind in asked.items()), ("none", ""))
 
 
 def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def choose_numerics(weights: Weights, *, activations: str | None = None) -> Numerics:
+def choose_numerics(weights: Weights, *, activations: str | None = None, kernels: str = "auto") -> Numerics:
     """BF16 arithmetic; eight-bit activations where the checkpoint asks engines for them, or where the caller does."""
+    chosen = choose_kernels(kernels)
+    if activations is not None:
+        found = next((kind for kind in KINDS if kind == activations), None)
+        if found is None:
+            raise UserError("unknown activation quantization", expected=", ".join(KINDS), found=activations)
+        return Numerics(activations=found, kernels=chosen)
     block = weights.config.get("quantization_config")
-    chosen = activations or ("fp8-group128" if isinstance(block, dict) and _asks_for_fp8(block) else "none")
-    if chosen not in ("none", "fp8-group128"):
-        raise UserError("unknown activation quantization", expected="none or fp8-group128", found=chosen)
-    return Numerics(activations="fp8-group128" if chosen == "fp8-group128" else "none")
+    asked, schemes = asked_activations(block) if isinstance(block, dict) else ("none", "")
+    return Numerics(activations=asked, activations_of=schemes, kernels=chosen)

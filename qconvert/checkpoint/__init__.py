@@ -2,7 +2,7 @@
 
 from qconvert.checkpoint.config_text import insert_key, remove_key
 from qconvert.checkpoint.header import TORCH_TYPES, TYPE_CODES, TensorInfo, TensorSpec
-from qconvert.checkpoint.reader import CONFIG, INDEX, MANIFEST, Checkpoint, load_safetensors, read_config
+from qconvert.checkpoint.reader import CONFIG, INDEX, MANIFEST, TENSOR_REPORT, Checkpoint, load_safetensors, read_config
 from qconvert.checkpoint.source import hub_identity, is_local, resolve_source
 from qconvert.checkpoint.writer import (
     ShardWriter,
@@ -19,6 +19,7 @@ __all__ = [
     "CONFIG",
     "INDEX",
     "MANIFEST",
+    "TENSOR_REPORT",
     "TORCH_TYPES",
     "TYPE_CODES",
     "Checkpoint",

@@ -25,6 +25,7 @@ from qconvert.errors import UserError
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "qconvert.json"
+TENSOR_REPORT = "qconvert_tensors.csv"
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -91,7 +92,7 @@ class Checkpoint:
 
     def other_files(self) -> list[str]:
         """Relative names of all files to be copied verbatim: tokenizer, generation config, templates, licence ..."""
-        known = {CONFIG, INDEX, MANIFEST, *self.shards}
+        known = {CONFIG, INDEX, MANIFEST, TENSOR_REPORT, *self.shards}
         names = (entry.relative_to(self.root) for entry in self.root.rglob("*") if entry.is_file())
         return sorted(
             name.as_posix()

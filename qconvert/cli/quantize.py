@@ -7,11 +7,13 @@ What they offer to choose from is read off the file names of the schemes and for
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from qconvert.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from qconvert.manifest import Manifest
@@ -28,7 +30,12 @@ def names_in(package: str, *apart: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems.difference(apart))
 
 
-FORMATS = names_in("qconvert.formats", "exclusions", "format", "int4", "weights", "words")
+FORMATS = names_in("qconvert.formats", "config_groups", "exclusions", "format", "int4", "weights", "words")
+
+
+def byte_count(ctx: click.Context, option: click.Parameter, value: str) -> int:
+    """`5GB`, `500 MB` or a number of bytes."""
+    return parse_bytes(value)
 
 
 def workers_option(what: str) -> Callable[[Command], Command]:
@@ -43,6 +50,10 @@ def conversion_options(command: Command) -> Command:
     """The options that all conversions share."""
     options = (
         workers_option("Tensors converted at a time. The output does not depend on it."),
+        click.option(
+            "--max-shard-size", callback=byte_count, default="5GB", show_default=True, metavar="SIZE",
+            help="Size of the output's files, such as 500MB. A larger tensor gets a file of its own.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
         click.option(
             "--resume/--no-resume", default=True, show_default=True,
@@ -82,9 +93,25 @@ def conversion_options(command: Command) -> Command:
 )
 @click.option(
     "--method",
-    type=click.Choice(["rtn", "mse"]),
+    type=click.Choice(["rtn", "mse", "imatrix", "gptq"]),
     show_default="mse",
-    help="How INT4 scales are chosen: by least squared error, or the plain rule of compressed-tensors.",
+    help="INT4: scales by the plain rule of compressed-tensors, by least squared error, by that error weighted with "
+    "the inputs, or those and codes that make up for each other's errors. The last two need --calibration.",
+)
+@click.option(
+    "--calibration",
+    metavar="SPEC",
+    help="Text for imatrix and gptq: file.txt, file.jsonl or a hub data set. Not what `compare` measures on.",
+)
+@click.option(
+    "--calibration-tokens", type=click.IntRange(min=2), metavar="N", show_default="131072", help="Tokens of it to run."
+)
+@click.option(
+    "--min-tokens",
+    type=click.IntRange(min=0),
+    metavar="N",
+    show_default="512",
+    help="Experts that saw fewer tokens than this are counted in the report.",
 )
 @click.option("--asymmetric", is_flag=True, help="INT4 with zero points.")
 @click.option(
@@ -97,7 +124,8 @@ def conversion_options(command: Command) -> Command:
 @conversion_options
 def quantize(
     source: str, destination: Path, scheme: str, file_format: str | None, scales: str, recipe: str,
-    method: str | None, asymmetric: bool, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    method: str | None, calibration: str | None, calibration_tokens: int | None, min_tokens: int | None,
+    asymmetric: bool, workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a quantized copy of a BF16 checkpoint, tensor by tensor, with everything that belongs to it.
 
@@ -107,7 +135,8 @@ def quantize(
 
     plan = plan_quantize(
         source, destination, scheme=scheme, scales=scales, method=method, asymmetric=asymmetric,
-        file_format=file_format, recipe=recipe, overwrite=overwrite,
+        file_format=file_format, recipe=recipe, calibration=calibration, calibration_tokens=calibration_tokens,
+        min_tokens=min_tokens, max_shard_size=max_shard_size, overwrite=overwrite,
     )  # fmt: skip
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
@@ -117,7 +146,14 @@ def quantize(
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @conversion_options
 def dequantize(
-    source: str, destination: Path, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool
+    source: str,
+    destination: Path,
+    workers: int,
+    max_shard_size: int,
+    dry_run: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a BF16 copy of a quantized checkpoint: the weights that its numbers stand for.
 
@@ -125,7 +161,7 @@ def dequantize(
     """
     from qconvert.quantization import plan_dequantize
 
-    plan = plan_dequantize(source, destination, overwrite=overwrite)
+    plan = plan_dequantize(source, destination, max_shard_size=max_shard_size, overwrite=overwrite)
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -136,7 +172,7 @@ def dequantize(
 @conversion_options
 def convert(
     source: str, destination: Path, file_format: str,
-    workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the numbers of a quantized checkpoint in another file format, without loss.
 
@@ -145,7 +181,9 @@ def convert(
     """
     from qconvert.quantization import plan_convert
 
-    plan = plan_convert(source, destination, file_format=file_format, overwrite=overwrite)
+    plan = plan_convert(
+        source, destination, file_format=file_format, max_shard_size=max_shard_size, overwrite=overwrite
+    )
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -182,7 +220,32 @@ def manifest_text(manifest: "Manifest", destination: str) -> str:
     seconds = float(manifest.run["wall_seconds"])
     speed = manifest.counts["bytes_in"] / 1e9 / max(seconds, 1e-3)
     lines = [f"{destination}: {summary_of(manifest.counts)}, in {seconds:.1f} s ({speed:.2f} GB/s read)"]
+    lines += tensor_lines(manifest.tensors)
     return "\n".join(lines + [f"note: {note}" for note in manifest.notes])
+
+
+def tensor_lines(tensors: Mapping[str, Any]) -> list[str]:
+    """The report of tensors in a few lines: mean error by kind, the worst, fallbacks, experts with few tokens."""
+    from qconvert.checkpoint import TENSOR_REPORT
+
+    if not tensors:
+        return []
+    kinds = (f"{kind} {entry['mean_relative_error']:.4f}" for kind, entry in tensors["kinds"].items())
+    worst = tensors["worst"][0]
+    lines = [
+        f"relative error of the weights, mean by kind: {', '.join(kinds)}",
+        f"largest: {worst['relative_error']:.4f}, {worst['name']}; all in {TENSOR_REPORT}",
+    ]
+    if "few_tokens" in tensors:
+        few = tensors["few_tokens"]
+        where = ", ".join(f"{layer}: {count}" for layer, count in few["layers"].items())
+        lines.append(
+            f"{few['modules']:,} of {few['of']:,} modules saw fewer than {few['threshold']:,} calibration tokens"
+            f"{f' ({where})' if where else ''}; the fewest {few['fewest']:,}, none {few['unseen']:,}"
+        )
+        lines.append("methods: " + ", ".join(f"{name} {count:,}" for name, count in tensors["methods"].items()))
+        lines += [f"fallback, {count:,} tensors: {reason}" for reason, count in tensors["fallbacks"].items()]
+    return lines
 
 
 def summary_of(counts: Any) -> str:

@@ -38,6 +38,10 @@ class Family(Protocol):
         """Every tensor and its shape, the multi-token-prediction head included, in reading order."""
         ...
 
+    def place(self, name: str) -> tuple[int, str]:
+        """Where a token meets this tensor on its way through the model, for sorting, and a word for it ("layer 3")."""
+        ...
+
     def kind(self, name: str) -> str:
         """The tensor's name without its layer and expert numbers and without ".weight"."""
         ...
@@ -48,6 +52,10 @@ class Family(Protocol):
 
     def linear_rules(self, scheme: str) -> tuple[Rule, ...]:
         """The rules of the recipe "all-linears": everything that engines can load quantized."""
+        ...
+
+    def mixed_rules(self, experts: str, others: str) -> tuple[Rule, ...]:
+        """The rules of the recipe "mixed": routed experts in one scheme, other projections in another."""
         ...
 
     def unloadable(self, name: str) -> str | None:
@@ -67,7 +75,7 @@ class Family(Protocol):
         ...
 
     def precision_warnings(
-        self, config: Mapping[str, Any], weights: Collection[str], quantized: Collection[str]
+        self, config: Mapping[str, Any], weights: Collection[str], quantized: Mapping[str, str]
     ) -> list[tuple[str, str]]:
-        """(engine, what goes wrong) for a choice of quantized ones among all weights that it cannot serve."""
+        """(engine, what goes wrong) for a choice of quantized weights (name: scheme) among all that it cannot serve."""
         ...

@@ -13,6 +13,7 @@ this family does not use on disk.
 """
 
 import re
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -51,6 +52,7 @@ KEPT = (
     "model.embed_tokens.weight",
     "lm_head.weight",
 )
+TRUNK = "model.layers."
 TRUNK_EXPERTS = "model.layers.*.mlp.experts.*_proj.weight"
 FULL = "vLLM and SGLang build it in full precision whatever the config says"
 UNLOADABLE = {
@@ -122,6 +124,15 @@ class Qwen3Next:
             shapes |= _layer(f"mtp.layers.{index}", config, attention=True, moe=config["num_experts"] > 0)
         return shapes
 
+    def place(self, name: str) -> tuple[int, str]:
+        """Embedding, layers by number, output, the head."""
+        if name.startswith(self.mtp_prefix):
+            return sys.maxsize, "head"
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        if layer:
+            return int(layer.group(1)), f"layer {layer.group(1)}"
+        return (-1, "embedding") if name.startswith("model.embed_tokens.") else (sys.maxsize - 1, "output")
+
     def kind(self, name: str) -> str:
         """ "model.layers.3.mlp.experts.7.up_proj.weight" is "experts.up_proj"; kinds of the head start with mtp."""
         prefix = self.mtp_prefix if name.startswith(self.mtp_prefix) else ""
@@ -137,6 +148,11 @@ class Qwen3Next:
     def linear_rules(self, scheme: str) -> tuple[Rule, ...]:
         """Every name is spelled out: a tensor this family does not have matches nothing."""
         return tuple(Rule(pattern, scheme) for pattern in LINEARS) + tuple(Rule(pattern, KEEP) for pattern in KEPT)
+
+    def mixed_rules(self, experts: str, others: str) -> tuple[Rule, ...]:
+        """Routed experts in one scheme and the trunk's other projections in another; the head as it is."""
+        trunk = tuple(Rule(TRUNK + pattern, others) for pattern in LINEARS)
+        return (Rule(TRUNK_EXPERTS, experts), *trunk, *self.linear_rules(KEEP))
 
     def unloadable(self, name: str) -> str | None:
         """Modules that engines build without quantization."""
@@ -172,15 +188,17 @@ class Qwen3Next:
         )
 
     def precision_warnings(
-        self, config: Mapping[str, Any], weights: Collection[str], quantized: Collection[str]
+        self, config: Mapping[str, Any], weights: Collection[str], quantized: Mapping[str, str]
     ) -> list[tuple[str, str]]:
         """SGLang loads the shared expert as one more routed expert, and the head's layer as "model.layers.0"."""
         found = []
-        shared = {name.partition(".shared_expert.")[0] for name in quantized if ".shared_expert." in name}
-        routed = {name.partition(".experts.")[0] for name in quantized if ".experts." in name}
+        shared, routed = (
+            {(name.partition(part)[0], scheme) for name, scheme in quantized.items() if part in name}
+            for part in (".shared_expert.", ".experts.")
+        )
         same_width = config.get("shared_expert_intermediate_size") == config.get("moe_intermediate_size")
         if shared != routed and same_width:
-            layer = min(shared ^ routed)
+            layer = min(shared ^ routed)[0]
             found.append(
                 (
                     "SGLang",

@@ -24,7 +24,7 @@ __all__ = [
     "open_weights",
 ]
 
-NO_FORMATS = ("exclusions", "format", "int4", "weights", "words")  # modules that formats share
+NO_FORMATS = ("config_groups", "exclusions", "format", "int4", "weights", "words")  # modules that formats share
 
 
 def format_names() -> list[str]:

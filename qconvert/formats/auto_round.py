@@ -1,8 +1,10 @@
 """`quant_method: auto-round`, packing "auto_round:auto_gptq": AutoRound's own config around the tensors of GPTQ v1.
 
 `extra_config` maps a module path, or a regular expression that engines search for in it, to other settings; 16 bits
-mean not quantized. `block_name_to_quantize` names the lists of layers that are quantized at all. The packing
-"auto_round:auto_awq", AWQ's tensors under this config, is only read. Left out: AutoRound's other packings.
+mean not quantized. `block_name_to_quantize` names the lists of layers that are quantized at all: what is in none of
+them is not, unless `extra_config` gives it other bits. Only read: "auto_round:auto_awq", AWQ's tensors under this
+config, and "auto_round" (or "auto_round:gptqmodel"), GPTQ's tensors with zero points as they are, which AutoRound
+writes for asymmetric weights. Left out: AutoRound's other packings.
 """
 
 import re
@@ -12,12 +14,14 @@ from typing import Any, ClassVar
 
 from qconvert.formats.awq import Awq
 from qconvert.formats.exclusions import covered, regex_test, shortest_runs
-from qconvert.formats.gptq import Gptq
-from qconvert.formats.int4 import BITS, check_config, group_size_in
+from qconvert.formats.gptq import HEAD, Gptq
+from qconvert.formats.int4 import BITS, check_config, check_overrides, group_size_in
 from qconvert.schemes import Scheme
 
 PACKING = "auto_round:auto_gptq"
 AWQ_PACKING = "auto_round:auto_awq"
+PLAIN_ZEROS = ("auto_round", "auto_round:gptqmodel")
+BLOCKS = ("block_name_to_quantize", "to_quant_block_names")
 NOT_QUANTIZED = {"bits": 16, "data_type": "float"}
 
 
@@ -31,11 +35,16 @@ class AutoRound(Gptq):
         """4-bit integers in GPTQ's packing, or in AWQ's."""
         if block.get("quant_method") not in ("auto-round", "intel/auto-round"):
             return None
-        check_config(block, {"bits": (BITS,), "data_type": ("int",), "packing_format": (PACKING, AWQ_PACKING)})
+        check_config(
+            block, {"bits": (BITS,), "data_type": ("int",), "packing_format": (PACKING, AWQ_PACKING, *PLAIN_ZEROS)}
+        )
+        rules = (block.get("extra_config") or {}).items()
+        check_overrides(block, "extra_config", {entry: own for entry, own in rules if own.get("bits") != 16})
         group, symmetric = group_size_in(block, "group_size"), bool(block.get("sym", True))
         if block.get("packing_format") == AWQ_PACKING:
             return AutoRoundAwq(group, symmetric)
-        return replace(self, group_size=group, symmetric=symmetric)
+        shift = 0 if block.get("packing_format") in PLAIN_ZEROS else 1
+        return replace(self, group_size=group, symmetric=symmetric, shift=shift)
 
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """As AutoRound writes it."""
@@ -53,8 +62,16 @@ class AutoRound(Gptq):
         }
 
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
-        """Entries with 16 bits."""
+        """Entries with 16 bits, and what is outside the blocks."""
         return _excluded(block, modules)
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Quantized activations."""
+        return _unsayable(block)
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Engines go by the entries and blocks alone."""
+        return set()
 
 
 @dataclass(frozen=True)
@@ -67,10 +84,30 @@ class AutoRoundAwq(Awq):
         """The config is AutoRound's."""
         return _excluded(block, modules)
 
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Quantized activations."""
+        return _unsayable(block)
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Engines go by the entries and blocks alone."""
+        return set()
+
+
+def _unsayable(block: Mapping[str, Any]) -> list[str]:
+    bits = block.get("act_bits")
+    return [] if bits is None or bits >= 16 else [f"act_bits {bits}"]
+
 
 def _excluded(block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
-    entries = [entry for entry, own in (block.get("extra_config") or {}).items() if own.get("bits") == 16]
-    return covered({entry: _test(entry) for entry in entries}, modules)
+    """Without blocks, only the output layer is left alone."""
+    bits = {entry: own.get("bits") for entry, own in (block.get("extra_config") or {}).items()}
+    found = covered({entry: _test(entry) for entry in bits if bits[entry] == 16}, modules)
+    named = next((block[key] for key in BLOCKS if block.get(key)), ())
+    blocks = tuple(named.split(",") if isinstance(named, str) else named)
+    outside = {module for module in modules if not module.startswith(blocks)} if blocks else {HEAD} & set(modules)
+    other = [_test(entry) for entry in bits if bits[entry] not in (None, 16)]
+    outside = {module for module in outside if not any(test(module) for test in other)}
+    return found | ({f"{BLOCKS[0]}: {','.join(blocks)}": outside} if outside else {})
 
 
 def _test(entry: str) -> Callable[[str], bool]:

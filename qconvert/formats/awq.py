@@ -47,7 +47,12 @@ def unpack(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> tuple[Tensor, Ten
     """The tensors on disk to codes [N, K], scales and zeros [N, G]."""
     rows = qweight.shape[1] * PER_WORD
     codes = signed(unpack_words(qweight, rows, INTERLEAVED).T)
-    return codes, scales.T.contiguous(), signed(unpack_words(qzeros, rows, INTERLEAVED).T)
+    return codes, scales.T.contiguous(), unpack_zeros(qzeros)
+
+
+def unpack_zeros(qzeros: Tensor) -> Tensor:
+    """Words [G, N/8] to zero points [N, G]."""
+    return signed(unpack_words(qzeros, qzeros.shape[1] * PER_WORD, INTERLEAVED).T)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Awq(Int4Format):
     name: ClassVar[str] = "awq"
     suffixes: ClassVar[Mapping[str, str]] = {name: name for name in ("qweight", "qzeros", "scales")}
     needed: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+    side_parts: ClassVar[tuple[str, ...]] = ("qzeros",)
 
     def opened(self, block: Mapping[str, Any]) -> Self | None:
         """4 bits, gemm, under any of the names that its writers use; without "sym" it counts as asymmetric."""
@@ -89,10 +95,15 @@ class Awq(Int4Format):
 
     def unpack(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> QuantizedWeight:
         """A whole weight; the zero points of a symmetric one are checked and then left out."""
-        codes, scales, zeros = unpack(parts["qweight"], parts["qzeros"], parts["scales"])
+        codes, scales, _ = unpack(parts["qweight"], parts["qzeros"], parts["scales"])
+        return QuantizedWeight(stored.scheme, codes, scales, self.zero_points(stored, parts))
+
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Those of a symmetric weight must be in the middle."""
+        zeros = unpack_zeros(parts["qzeros"])
         if self.symmetric:
             symmetric_zeros(zeros, "0x88888888")
-        return QuantizedWeight(stored.scheme, codes, scales, None if self.symmetric else zeros)
+        return None if self.symmetric else zeros
 
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """As AutoAWQ writes it. Engines search for the entries anywhere in a path, so each must be in no other one."""
@@ -119,6 +130,10 @@ class Awq(Int4Format):
         """Every path that contains the entry."""
         entries = block.get("modules_to_not_convert") or []
         return covered({entry: _contains(entry) for entry in entries}, modules)
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Without any entry, vLLM takes modules without integers for such in full precision."""
+        return set() if block.get("modules_to_not_convert") else set(modules)
 
 
 def _is_in(run: Run, module: str) -> bool:

@@ -14,7 +14,7 @@
 Left out: other bits and strategies, sparsity, activations other than those that go with block FP8, act-order (g_idx).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -22,24 +22,24 @@ import torch
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.formats.exclusions import covered, regex_test, shortest_runs
+from qconvert.formats.config_groups import (
+    BLOCK_SCHEME,
+    FP8_ACTIVATIONS,
+    TOKEN_ACTIVATIONS,
+    Group,
+    group_of,
+    groups_block,
+    read_groups,
+    target_test,
+)
+from qconvert.formats.exclusions import covered
 from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers
-from qconvert.formats.int4 import BITS, Int4Format, check_whole_groups, group_size_in, is_symmetric
+from qconvert.formats.int4 import Int4Format, check_whole_groups, is_symmetric
 from qconvert.formats.words import PER_WORD, pack_words, signed, unpack_words, unsigned
 from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
 
 METHOD = "compressed-tensors"
-PACKED, FLOAT = "pack-quantized", "float-quantized"
-PATTERN = "re:"
-BLOCK_SCHEME = "fp8-block128"
 FP8_SCALES = {"BF16": "bf16", "F32": "f32", "F16": "f32"}
-FP8_WEIGHTS = {
-    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "block", "block_structure": [128, 128],
-    "dynamic": False,
-}  # fmt: skip
-FP8_ACTIVATIONS = {
-    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "group", "group_size": 128, "dynamic": True,
-}  # fmt: skip
 
 
 def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> dict[str, Tensor]:
@@ -59,13 +59,19 @@ def unpack(packed: Tensor, scales: Tensor, shape: Tensor, zeros: Tensor | None) 
     rows, columns = packed.shape[0], packed.shape[1] * PER_WORD
     if shape.tolist() != [rows, columns]:
         raise UnreadableNumbers(f"weight_shape says {shape.tolist()}, its packed integers are {[rows, columns]}")
-    points = None if zeros is None else signed(unpack_words(zeros.T, rows).T)
-    return signed(unpack_words(packed, columns)), scales, points
+    return signed(unpack_words(packed, columns)), scales, _zero_points(zeros, rows)
+
+
+def _zero_points(zeros: Tensor | None, rows: int) -> Tensor | None:
+    """[N/8, G] words to [N, G]."""
+    return None if zeros is None else signed(unpack_words(zeros.T, rows).T)
 
 
 @dataclass(frozen=True)
 class CompressedTensors(Int4Format):
-    """The format; INT4 and FP8 weights may stand side by side."""
+    """The format; INT4 and FP8 weights may stand side by side, each kind in groups of config.json."""
+
+    groups: tuple[Group, ...] = ()
 
     name: ClassVar[str] = METHOD
     suffixes: ClassVar[Mapping[str, str]] = {
@@ -75,21 +81,20 @@ class CompressedTensors(Int4Format):
         "zeros": "weight_zero_point",
     }
     needed: ClassVar[tuple[str, ...]] = ("packed", "scales", "shape")
+    side_parts: ClassVar[tuple[str, ...]] = ("zeros",)
 
     def opened(self, block: Mapping[str, Any]) -> Self | None:
         """All groups of the config are INT4 by groups or FP8 by blocks."""
         if block.get("quant_method") != METHOD:
             return None
-        own = self
-        for group in (block.get("config_groups") or {}).values():
-            weights = group.get("weights") or {}
-            if (weights.get("num_bits"), weights.get("type")) == (BITS, "int"):
-                _check(weights, {"strategy": ("group",), "actorder": (None, "weight", "static")})
-                symmetric = bool(weights.get("symmetric", True))
-                own = replace(own, group_size=group_size_in(weights, "group_size"), symmetric=symmetric)
-            else:
-                _check(weights, {key: (value,) for key, value in FP8_WEIGHTS.items() if key != "dynamic"})
-        return own
+        groups = read_groups(block)
+        if not self.takes(groups):
+            return None
+        return replace(self, groups=groups)
+
+    def takes(self, groups: Collection[Group]) -> bool:
+        """Whether a folder with these groups is of this format rather than of one beside it."""
+        return not any(is_w4a8(group) for group in groups)
 
     def configured(self, scheme: Scheme) -> Self:
         """Both kinds of schemes."""
@@ -100,13 +105,20 @@ class CompressedTensors(Int4Format):
         return super().part_names(weight) | {"codes": weight}
 
     def find(self, weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight | None:
-        """INT4 by its packed integers, FP8 by its type."""
+        """INT4 by its packed integers, FP8 by its type; what is on disk must be what the weight's group says."""
+        group = group_of(self.groups, weight.removesuffix(".weight"))
         if weight in tensors and tensors[weight].dtype == "F8_E4M3":
+            _check_group(weight, group, BLOCK_SCHEME, BLOCK_SCHEME)
             return _find_fp8(weight, tensors)
-        found = super().find(weight, tensors)
-        if found is not None and not self.symmetric and "zeros" not in found.parts:
+        if group is None or group.scheme == BLOCK_SCHEME:
+            if super().find(weight, tensors) is not None:
+                _check_group(weight, group, "INT4", "")
+            return None
+        own = replace(self, group_size=group.group_size, symmetric=group.symmetric)
+        found = super(CompressedTensors, own).find(weight, tensors)
+        if found is not None and not group.symmetric and "zeros" not in found.parts:
             raise UserError(f"{weight} is asymmetric but has no zero points", expected=self.part_names(weight)["zeros"])
-        if found is not None and self.symmetric and "zeros" in found.parts:
+        if found is not None and group.symmetric and "zeros" in found.parts:
             raise UserError(f"{found.parts['zeros']} is there, though the config says symmetric")
         return found
 
@@ -147,53 +159,51 @@ class CompressedTensors(Int4Format):
             stored.scheme, *unpack(parts["packed"], parts["scales"], parts["shape"], parts.get("zeros"))
         )
 
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Packed along N."""
+        return _zero_points(parts.get("zeros"), stored.shape[0])
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Activations unlike those that other formats take for granted, and what is beyond linear layers."""
+        found = [f"{key} {block[key]}" for key in ("kv_cache_scheme", "transform_config") if block.get(key)]
+        for raw in (block.get("config_groups") or {}).values():
+            int4 = (raw.get("weights") or {}).get("type") == "int"
+            usual: Mapping[str, Any] = {} if int4 else FP8_ACTIVATIONS
+            own = raw.get("input_activations") or {}
+            if {key: own.get(key) for key in usual} != usual or bool(own) != bool(usual):
+                found.append(f"input_activations {own or None}")
+            if raw.get("output_activations"):
+                found.append(f"output_activations {raw['output_activations']}")
+        return found
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
-        """One group for all linear layers but the ignored ones, in compressed-tensors' own words."""
-        if scheme.name == BLOCK_SCHEME:
-            file_format, weights, activations = FLOAT, FP8_WEIGHTS, FP8_ACTIVATIONS
-        else:
-            own = self.configured(scheme)
-            file_format, activations = PACKED, None
-            weights = {
-                "num_bits": BITS, "type": "int", "symmetric": own.symmetric, "strategy": "group",
-                "group_size": own.group_size, "dynamic": False,
-            }  # fmt: skip
-        group = {
-            "format": file_format,
-            "input_activations": activations,
-            "output_activations": None,
-            "targets": ["Linear"],
-            "weights": weights,
-        }
-        return {
-            "config_groups": {"group_0": group},
-            "format": file_format,
-            "global_compression_ratio": None,
-            "ignore": [PATTERN + run.pattern for run in shortest_runs(kept, converted)],
-            "kv_cache_scheme": None,
-            "quant_method": METHOD,
-            "quantization_status": "compressed",
-        }
+        """One group for all linear layers but the ignored ones."""
+        return self.block_of_several(dict.fromkeys(converted, scheme) or {"": scheme}, kept)
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """A group for each scheme."""
+        return groups_block(converted, kept)
 
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
         """Paths and patterns of `ignore`."""
-        return covered({entry: _test(entry) for entry in block.get("ignore") or []}, modules)
+        return covered({entry: target_test(entry) for entry in block.get("ignore") or []}, modules)
 
 
-def _test(entry: str) -> Callable[[str], bool]:
-    if entry.startswith(PATTERN):
-        return regex_test(entry.removeprefix(PATTERN))
-    return lambda module: module == entry
+def is_w4a8(group: Group) -> bool:
+    """INT4 weights whose inputs become FP8, a scale a token."""
+    own = group.activations or {}
+    return group.scheme != BLOCK_SCHEME and {key: own.get(key) for key in TOKEN_ACTIVATIONS} == TOKEN_ACTIVATIONS
 
 
-def _check(weights: Mapping[str, Any], expected: Mapping[str, tuple[Any, ...]]) -> None:
-    for key, allowed in expected.items():
-        if weights.get(key) not in allowed:
-            raise UserError(
-                f"this kind of compressed-tensors is not supported: {key} of the weights",
-                expected=" or ".join(map(repr, allowed)),
-                found=repr(weights.get(key)),
-            )
+def _check_group(weight: str, group: Group | None, stored: str, expected: str) -> None:
+    """Engines read a weight by its group; other numbers on the disk would become noise."""
+    said = "nothing" if group is None else group.scheme
+    if said != expected:
+        raise UserError(
+            f"{weight} is stored as {stored}, but the group of config.json that covers it says {said}",
+            where="config_groups",
+            fix="mend the targets of config_groups, or convert again",
+        )
 
 
 def _find_fp8(weight: str, tensors: Mapping[str, TensorMeta]) -> StoredWeight:

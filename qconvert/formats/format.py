@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight, Scheme
 
 CONFIG_KEY = "quantization_config"  # of config.json
@@ -53,6 +54,11 @@ class Format(Protocol):
     @property
     def name(self) -> str:
         """Public name, as given to --format."""
+        ...
+
+    @property
+    def side_parts(self) -> tuple[str, ...]:
+        """Small parts that can tell, while a plan is made, that a weight cannot be read or written."""
         ...
 
     @property
@@ -98,10 +104,43 @@ class Format(Protocol):
         """A whole weight's parts to its numbers. Raises UnreadableNumbers."""
         ...
 
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Zero points [N, G] of a weight, from its `side_parts`. Raises UnreadableNumbers for whatever they tell."""
+        ...
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """Raises UnreadableNumbers for zero points that the format has no place for."""
+        ...
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Settings of a folder beyond those of its weights' numbers, which no other format has a word for."""
+        ...
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """The `quantization_config` for config.json, from the paths of modules kept and of modules converted."""
+        ...
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """The same for modules converted to different schemes. Raises UserError if the format holds one a folder."""
+        ...
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(engine, what it cannot do) with a folder in this format of the model with this config.json."""
         ...
 
     def excluded(self, block: Mapping[str, Any], modules: Collection[str]) -> dict[str, set[str]]:
         """Every entry of the list of modules not converted, with those of the given module paths that it covers."""
         ...
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Those of the given modules that vLLM takes for full precision without an entry, if they are plain linear
+        layers and not experts. SGLang does not."""
+        ...
+
+
+def refuse_several(name: str, converted: Mapping[str, Scheme]) -> UserError:
+    """What a format says that has no place for a second scheme."""
+    found = ", ".join(sorted({scheme.name for scheme in converted.values()}))
+    return UserError(
+        f"{name} holds one number format a folder", found=found, fix="give --format compressed-tensors, or one scheme"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.formats.format import Layout, StoredWeight, TensorMeta
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta, refuse_several
 from qconvert.schemes import QuantizedWeight, Scheme, get_scheme
 
 NAME = "fp8"
@@ -30,6 +30,7 @@ class Fp8:
 
     name = NAME
     lists_paths = True
+    side_parts = ()
 
     def opened(self, block: Mapping[str, Any]) -> "Fp8 | None":
         """Block-quantized FP8 of the official kind."""
@@ -93,6 +94,25 @@ class Fp8:
         """Nothing to do."""
         return QuantizedWeight(stored.scheme, parts["codes"], parts["scales"])
 
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> None:
+        """None."""
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """There are none."""
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """There is a place for one."""
+        raise refuse_several(self.name, converted)
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """None beyond those of its scheme."""
+        return []
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Activations with a scale of their own."""
+        scheme = block.get("activation_scheme", "dynamic")
+        return [] if scheme == "dynamic" else [f"activation_scheme {scheme!r}"]
+
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """The block as Qwen writes it: every kept module by its full path."""
         return {
@@ -108,6 +128,10 @@ class Fp8:
         present = frozenset(modules)
         listed = block.get("ignored_layers") or block.get("modules_to_not_convert") or []
         return {entry: {entry} & present for entry in listed}
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Engines go by the list alone."""
+        return set()
 
 
 FORMAT = Fp8()

@@ -25,6 +25,7 @@ from qconvert.formats.int4 import (
     BITS,
     Int4Format,
     check_config,
+    check_overrides,
     check_whole_groups,
     check_whole_words,
     group_size_in,
@@ -35,6 +36,7 @@ from qconvert.formats.words import PER_WORD, pack_words, signed, unpack_words, u
 from qconvert.schemes import QuantizedWeight, Scheme
 
 SKIP = "-:"
+NO_PLACE = "a zero point of 0 has no place in GPTQ version 1, which stores it minus one"
 HEAD = "lm_head"  # the config's key has the name of the module
 
 
@@ -42,7 +44,7 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, *
     """Codes [N, K], scales and zeros [N, G] to the tensors on disk; `shift` is 1 for version 1, 0 for version 2."""
     points = torch.full(scales.shape, 8, dtype=torch.uint8) if zeros is None else unsigned(zeros)  # [N, G]
     if int(points.min()) < shift:
-        raise UnreadableNumbers("a zero point of 0 has no place in GPTQ version 1, which stores it minus one")
+        raise UnreadableNumbers(NO_PLACE)
     return {
         "qweight": pack_words(unsigned(codes)).T.contiguous(),  # [K/8, N]
         "qzeros": pack_words((points - shift).T.contiguous()),  # [G, N/8]
@@ -55,14 +57,19 @@ def unpack(
     qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, group_size: int, *, shift: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors on disk to codes [N, K], scales and zeros [N, G]."""
-    columns, rows = qweight.shape[0] * PER_WORD, qweight.shape[1]
-    if g_idx is not None and not torch.equal(g_idx, torch.arange(columns, dtype=torch.int32) // group_size):
+    zeros = unpack_zeros(qzeros, g_idx, group_size, shift=shift)
+    codes = signed(unpack_words(qweight.T, qweight.shape[0] * PER_WORD))
+    return codes, scales.T.contiguous(), zeros
+
+
+def unpack_zeros(qzeros: Tensor, g_idx: Tensor | None, group_size: int, *, shift: int = 1) -> Tensor:
+    """Words [G, N/8] to zero points [N, G], if the groups are in order."""
+    if g_idx is not None and not torch.equal(g_idx, torch.arange(len(g_idx), dtype=torch.int32) // group_size):
         raise UnreadableNumbers("its groups are not in order (g_idx, act-order), which no other format can hold")
-    points = unpack_words(qzeros, rows).T + shift  # [N, G]
+    points = unpack_words(qzeros, qzeros.shape[1] * PER_WORD).T + shift  # [N, G]
     if int(points.max()) > 15:
         raise UnreadableNumbers("a stored zero point of 15 means 16 to some readers of GPTQ version 1 and 0 to others")
-    codes = signed(unpack_words(qweight.T, columns))
-    return codes, scales.T.contiguous(), signed(points)
+    return signed(points)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Gptq(Int4Format):
     name: ClassVar[str] = "gptq"
     suffixes: ClassVar[Mapping[str, str]] = {name: name for name in ("qweight", "qzeros", "scales", "g_idx")}
     needed: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+    side_parts: ClassVar[tuple[str, ...]] = ("qzeros", "g_idx")
 
     def opened(self, block: Mapping[str, Any]) -> Self | None:
         """4 bits in words of 32, version 1 or 2."""
@@ -82,6 +90,8 @@ class Gptq(Int4Format):
         check_config(
             block, {"bits": (BITS,), "pack_dtype": ("int32",), "checkpoint_format": ("gptq", "gptq_v2", "", None)}
         )
+        rules = (block.get("dynamic") or {}).items()
+        check_overrides(block, "dynamic", {pattern: own for pattern, own in rules if not pattern.startswith(SKIP)})
         return dataclasses.replace(
             self,
             group_size=group_size_in(block, "group_size"),
@@ -115,12 +125,23 @@ class Gptq(Int4Format):
     def unpack(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> QuantizedWeight:
         """A whole weight; the zero points of a symmetric one are checked and then left out."""
         group = group_size_of(stored.scheme)
-        codes, scales, zeros = unpack(
+        codes, scales, _ = unpack(
             parts["qweight"], parts["qzeros"], parts["scales"], parts.get("g_idx"), group, shift=self.shift
         )
+        return QuantizedWeight(stored.scheme, codes, scales, self.zero_points(stored, parts))
+
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """Groups must be in order, zero points of a symmetric weight in the middle."""
+        group = group_size_of(stored.scheme)
+        zeros = unpack_zeros(parts["qzeros"], parts.get("g_idx"), group, shift=self.shift)
         if self.symmetric:
             symmetric_zeros(zeros, "0x77777777" if self.shift else "0x88888888")
-        return QuantizedWeight(stored.scheme, codes, scales, None if self.symmetric else zeros)
+        return None if self.symmetric else zeros
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """Version 1 stores them minus one."""
+        if int(zeros.min()) + 8 < self.shift:
+            raise UnreadableNumbers(NO_PLACE)
 
     def config_block(self, scheme: Scheme, kept: Collection[str], converted: Collection[str] = ()) -> dict[str, Any]:
         """As GPTQModel writes it."""
@@ -145,6 +166,12 @@ class Gptq(Int4Format):
         if not block.get(HEAD) and HEAD in modules:
             found[f"{HEAD}: false"] = {HEAD}
         return found
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """By `modules_in_block_to_quantize`, parts of paths in a list or lists of lists; else by the tensors' types."""
+        named = block.get("modules_in_block_to_quantize") or []
+        parts = [part for item in named for part in (item if isinstance(item, list) else [item])]
+        return {module for module in modules if not any(part in module for part in parts)}
 
 
 FORMAT = Gptq()

@@ -4,14 +4,14 @@ A format is a subclass with the suffixes of its parts and its own layout, `pack`
 4, group sizes that no scheme has, and groups of channels in changed order (act-order).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers
+from qconvert.formats.format import Layout, StoredWeight, TensorMeta, UnreadableNumbers, refuse_several
 from qconvert.formats.words import PER_WORD
 from qconvert.schemes import Scheme, get_scheme
 
@@ -30,6 +30,7 @@ class Int4Format:
 
     name: ClassVar[str]
     lists_paths: ClassVar[bool] = False
+    side_parts: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[Mapping[str, str]]  # part -> suffix of the tensor's name, in the place of "weight"
     needed: ClassVar[tuple[str, ...]]  # parts without which a weight cannot be read
 
@@ -63,6 +64,29 @@ class Int4Format:
         shape = self.shape(tensors[next(iter(parts.values()))].shape)
         layout = self.layout(scheme, shape)
         return StoredWeight(scheme, shape, parts, {part: layout[part] for part in layout if part in parts})
+
+    def zero_points(self, stored: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """None where there are none."""
+        return None
+
+    def check_zero_points(self, zeros: Tensor) -> None:
+        """There is a place for all sixteen."""
+
+    def block_of_several(self, converted: Mapping[str, Scheme], kept: Collection[str]) -> dict[str, Any]:
+        """There is a place for one."""
+        raise refuse_several(self.name, converted)
+
+    def warnings(self, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """None beyond those of its scheme."""
+        return []
+
+    def unsayable(self, block: Mapping[str, Any]) -> list[str]:
+        """Only weights are quantized."""
+        return []
+
+    def guessed(self, block: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Engines go by the entries alone."""
+        return set()
 
     def shape(self, packed: tuple[int, ...]) -> tuple[int, int]:
         """The weight's shape from that of the packed integers."""
@@ -143,6 +167,18 @@ def check_config(block: Mapping[str, Any], expected: Mapping[str, tuple[Any, ...
                 expected=" or ".join(map(repr, allowed)),
                 found=repr(block.get(key)),
             )
+
+
+def check_overrides(block: Mapping[str, Any], key: str, rules: Mapping[str, Any]) -> None:
+    """Settings of single modules that differ from those of the folder are refused by name."""
+    for pattern, own in rules.items():
+        for name in ("bits", "group_size", "sym"):
+            if isinstance(own, Mapping) and own.get(name, block.get(name)) != block.get(name):
+                raise UserError(
+                    f"more than one kind of INT4 in a folder is not supported: {key} sets {name} for {pattern!r}",
+                    expected=repr(block.get(name)),
+                    found=repr(own[name]),
+                )
 
 
 def group_size_in(block: Mapping[str, Any], *keys: str) -> int:

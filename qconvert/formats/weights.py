@@ -11,6 +11,8 @@ from qconvert.errors import UserError
 from qconvert.formats.format import Format, StoredWeight, UnreadableNumbers
 from qconvert.schemes import QuantizedWeight, Scheme
 
+OTHER_FORMAT = "give another --format"
+
 
 class Weights:
     """Logical names and tensors of a checkpoint; scales are hidden inside the weights that they belong to."""
@@ -83,13 +85,38 @@ def check_layout(name: str, stored: StoredWeight, shapes: Mapping[str, tuple[int
             )
 
 
+def check_side_parts(weights: Weights, target: Format | None = None) -> None:
+    """Read the small parts of every quantized weight, and refuse those whose numbers cannot be read, or written as
+    `target`: while a plan is made, so that nothing is half-written."""
+    own = weights.format
+    for name, stored in weights.stored.items():
+        assert own is not None
+        parts = {part: weights.checkpoint.read(stored.parts[part]) for part in own.side_parts if part in stored.parts}
+        if not parts:
+            continue
+        try:
+            zeros = own.zero_points(stored, parts)
+        except UnreadableNumbers as error:
+            raise _unreadable(weights.checkpoint, name, error) from error
+        if target is None or zeros is None:
+            continue
+        try:
+            target.check_zero_points(zeros)
+        except UnreadableNumbers as error:
+            raise UserError(f"{name} cannot be stored as {target.name}: {error}", fix=OTHER_FORMAT) from error
+
+
 def load_stored(checkpoint: Checkpoint, file_format: Format, name: str, stored: StoredWeight) -> QuantizedWeight:
     """Read and unpack a whole weight."""
     parts = {part: checkpoint.read(tensor) for part, tensor in stored.parts.items()}
     try:
         return file_format.unpack(stored, parts)
     except UnreadableNumbers as error:
-        raise UserError(f"{name} cannot be read: {error}", where=str(checkpoint.root), fix="convert again") from error
+        raise _unreadable(checkpoint, name, error) from error
+
+
+def _unreadable(checkpoint: Checkpoint, name: str, error: UnreadableNumbers) -> UserError:
+    return UserError(f"{name} cannot be read: {error}", where=str(checkpoint.root), fix="convert again")
 
 
 def load_rows(checkpoint: Checkpoint, stored: StoredWeight, start: int, stop: int) -> QuantizedWeight:
@@ -99,16 +126,10 @@ def load_rows(checkpoint: Checkpoint, stored: StoredWeight, start: int, stop: in
     return QuantizedWeight(stored.scheme, checkpoint.read_rows(stored.parts["codes"], start, stop), scales)
 
 
-def slice_rows(numbers: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
-    """Rows start..stop, which begin at a multiple of the scheme's row step, of a weight in memory."""
-    step = numbers.scheme.row_step
-    first, last = start // step, -(-stop // step)
-    zeros = None if numbers.zeros is None else numbers.zeros[first:last]
-    return QuantizedWeight(numbers.scheme, numbers.codes[start:stop], numbers.scales[first:last], zeros)
-
-
 def join_rows(stripes: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Consecutive rows of a weight to the whole."""
+    if len(stripes) == 1:
+        return stripes[0]
     zeros = [numbers.zeros for numbers in stripes if numbers.zeros is not None]
     return QuantizedWeight(
         stripes[0].scheme,

@@ -21,9 +21,10 @@ def pack_words(values: Tensor, order: tuple[int, ...] = NATURAL) -> Tensor:
         values = torch.nn.functional.pad(values, (0, -length % PER_WORD))
     if order != NATURAL:
         values = values.reshape(*values.shape[:-1], -1, PER_WORD)[..., list(order)].flatten(-2)
-    pairs = values[..., 0::2] | (values[..., 1::2] << 4)
     # Flat first: a dimension of size 1 may have any stride, which forbids a view of another type.
-    return pairs.flatten().clone().view(torch.int32).view(*pairs.shape[:-1], -1)
+    both = values.flatten().clone().view(torch.int16)  # two values each, the first in the lower byte
+    pairs = (both >> 4).bitwise_or_(both).to(torch.uint8)  # the cast keeps the lower byte
+    return pairs.view(torch.int32).view(*values.shape[:-1], -1)
 
 
 def unpack_words(words: Tensor, length: int, order: tuple[int, ...] = NATURAL) -> Tensor:

@@ -17,8 +17,8 @@ from qconvert.formats import get_format
 from qconvert.inspection.contents import Contents, contents_of_config, contents_of_folder
 from qconvert.inspection.engines import engine_warnings
 from qconvert.inspection.report import CachePlan, EngineWarning, InspectReport, Kind, Totals
-from qconvert.quantize_plan import default_format
 from qconvert.recipe import KEEP, Recipe
+from qconvert.scheme_options import default_format
 from qconvert.schemes import get_scheme, scheme_names
 
 __all__ = ["CachePlan", "EngineWarning", "InspectReport", "Kind", "Totals", "inspect"]

@@ -42,7 +42,7 @@ def contents_of_config(config: Mapping[str, Any]) -> Contents:
     """What a model with this config would hold, unquantized."""
     family = family_of(config)
     shapes = family.inventory(config)
-    dtype = _config_type(config)
+    dtype = config_type(config)
     notes = [f"from config.json alone: every tensor of {family.model_type} is assumed, as {dtype}"]
     if any(name.startswith(family.mtp_prefix) for name in shapes):
         head = f"a multi-token-prediction head ({family.mtp_prefix}*)"
@@ -87,7 +87,7 @@ def _size(parts: list[Any]) -> tuple[int, int]:
     return len(parts), sum(part.nbytes for part in parts)
 
 
-def _config_type(config: Mapping[str, Any]) -> str:
+def config_type(config: Mapping[str, Any]) -> str:
     """The safetensors code of `torch_dtype` (older files) or `dtype`; BF16 when neither says."""
     named = getattr(torch, str(config.get("torch_dtype") or config.get("dtype") or "bfloat16"), None)
     return TYPE_CODES.get(named, "BF16") if isinstance(named, torch.dtype) else "BF16"

@@ -32,6 +32,8 @@ def engine_warnings(contents: Contents, family: Family) -> list[EngineWarning]:
     found += [EngineWarning("SGLang", text) for text in family.warnings(contents.config)]
     found += _head(contents, family)
     found += _files(contents)
+    if contents.stored is not None and contents.stored.format is not None:
+        found += [EngineWarning(*pair) for pair in contents.stored.format.warnings(contents.config)]
     if quantized:
         blocks = {name: scheme for name, scheme in quantized.items() if scheme.name == DEFAULT_SCHEME}
         later = list(int4_warnings(contents, quantized))
@@ -42,8 +44,9 @@ def engine_warnings(contents: Contents, family: Family) -> list[EngineWarning]:
                 *_rounded_scales(contents),
             ]
         if contents.quantized:
+            names = {name: scheme.name for name, scheme in quantized.items()}
             later += [
-                EngineWarning(*pair) for pair in family.precision_warnings(contents.config, contents.shapes, quantized)
+                EngineWarning(*pair) for pair in family.precision_warnings(contents.config, contents.shapes, names)
             ]
         found += [EngineWarning(warning.engine, prefix + warning.text) for warning in later]
     return found

@@ -5,9 +5,12 @@ Read in vLLM 0.33 and SGLang 0.5.23. Left out: kernels for single GPUs that neit
 
 from collections.abc import Iterator, Mapping
 
-from qconvert.inspection.contents import Contents
+from qconvert.formats import CONFIG_KEY
+from qconvert.formats.auto_round import PLAIN_ZEROS
+from qconvert.inspection.contents import Contents, config_type
 from qconvert.inspection.report import EngineWarning
 from qconvert.schemes import Scheme
+from qconvert.verification.structure import guessed_by_vllm
 
 PARALLEL_SIZES = (1, 2, 4, 8, 16, 32)
 PREFIX = "int4-g"
@@ -24,6 +27,8 @@ def int4_warnings(contents: Contents, quantized: Mapping[str, Scheme]) -> Iterat
             yield EngineWarning("SGLang", "on Blackwell, its experts' kernel takes groups of 32 or 128, not of 64")
         if "zeros" in scheme.layout((8, group)):
             yield from _zero_points(file_format)
+    if schemes and contents.stored is not None:
+        yield from _settings(contents)
 
 
 def _parallel_sizes(
@@ -45,6 +50,32 @@ def _parallel_sizes(
             "vLLM, SGLang",
             f"tensor-parallel sizes that give whole groups of {group}: {sizes} ({settings}); more GPUs need expert "
             "parallelism",
+        )
+
+
+def _settings(contents: Contents) -> Iterator[EngineWarning]:
+    """What other tools write into config.json and engines do not take."""
+    assert contents.stored is not None
+    block = contents.config[CONFIG_KEY]
+    if block.get("desc_act"):
+        yield EngineWarning("vLLM", "refuses desc_act (act-order), even where the groups turn out to be in order")
+    packing = block.get("packing_format")
+    if packing in PLAIN_ZEROS:
+        yield EngineWarning("vLLM", f"refuses the packing {packing!r}; convert to compressed-tensors or awq")
+    types = {weight.layout["scales"][0] for weight in contents.stored.weights.values() if "scales" in weight.layout}
+    model = config_type(contents.config)
+    if types - {model}:
+        yield EngineWarning(
+            "vLLM, SGLang",
+            f"hold scales in the model's type, {model}, and round those stored as {', '.join(sorted(types))} at load: "
+            "weights move by up to 2^-9 of their size",
+        )
+    guessed = guessed_by_vllm(contents.stored)
+    if guessed:
+        yield EngineWarning(
+            "SGLang",
+            f"takes {len(guessed):,} modules in full precision for quantized, as no entry of config.json excludes them "
+            f"({guessed[0]}); vLLM guesses right. Converting to another format writes the entries",
         )
 
 

@@ -5,9 +5,16 @@ import importlib
 import pkgutil
 
 from qconvert.errors import UserError
-from qconvert.schemes.scheme import QuantizedWeight, Scheme, UnusableWeight
+from qconvert.schemes.scheme import QuantizedWeight, Scheme, UnusableWeight, relative_error
 
-__all__ = ["QuantizedWeight", "Scheme", "UnusableWeight", "get_scheme", "scheme_names"]
+__all__ = [
+    "QuantizedWeight",
+    "Scheme",
+    "UnusableWeight",
+    "get_scheme",
+    "relative_error",
+    "scheme_names",
+]
 
 
 def scheme_names() -> list[str]:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight
+from qconvert.schemes import fused
+from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
 
 BLOCK = 128
 CODE_MAX = 448.0
@@ -46,20 +47,29 @@ class Fp8Block128:
     name: str = "fp8-block128"
     row_step: int = BLOCK
     block: tuple[int, int] = (BLOCK, BLOCK)
+    weighted: bool = False
 
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """One byte per weight, one scale per started block."""
         return {
             "codes": ("F8_E4M3", shape),
-            "scales": (SCALE_TYPES[self.scale_type][0], (_blocks(shape[0]), _blocks(shape[1]))),
+            "scales": (SCALE_TYPES[self.scale_type][0], (block_count(shape[0]), block_count(shape[1]))),
         }
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
-        """One stripe of 128 rows after the other, so that everything between reading and writing stays in cache."""
+        """Weight [N, K] to codes and scales. Raises UnusableWeight."""
+        loops = fused.loops_for(self, "fp8_block128", weight)
+        return self.plain(weight) if loops is None else loops.quantize(self, weight)
+
+    def plain(self, weight: Tensor) -> QuantizedWeight:
+        """`quantize` as its specification has it.
+
+        One stripe of 128 rows after the other, so that everything between reading and writing stays in cache.
+        """
         rows, columns = weight.shape
-        blocks = _blocks(columns)
+        blocks = block_count(columns)
         codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)  # [N, K]
-        scales = torch.empty(_blocks(rows), blocks, dtype=SCALE_TYPES[self.scale_type][1])  # [N/128, K/128]
+        scales = torch.empty(block_count(rows), blocks, dtype=SCALE_TYPES[self.scale_type][1])  # [N/128, K/128]
         stripe = torch.zeros(min(BLOCK, rows), blocks * BLOCK)  # [128, K padded with zeros]
         for index, start in enumerate(range(0, rows, BLOCK)):
             part = stripe[: min(BLOCK, rows - start)]
@@ -67,7 +77,7 @@ class Fp8Block128:
             tiles = part.view(-1, blocks, BLOCK)  # [128, K/128, 128]
             amax = torch.maximum(tiles.amax((0, 2)), -tiles.amin((0, 2)))  # [K/128]
             if not bool((amax <= LARGEST_WEIGHT).all()):  # NaN compares false, too
-                raise _unusable(weight[start : start + BLOCK], start)
+                raise unusable(weight[start : start + BLOCK], start)
             scales[index] = self._scales(amax)
             tiles.div_(scales[index].float()[:, None]).clamp_(-CODE_MAX, CODE_MAX)
             codes[start : start + BLOCK].copy_(part[:, :columns])  # the cast rounds ties to even
@@ -86,6 +96,15 @@ class Fp8Block128:
             values = table.index_select(0, stripe.reshape(-1).view(torch.uint8).int()).view(stripe.shape)
             weight[start : start + BLOCK] = values.mul_(across[index])
         return weight
+
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """Sums of squares of errors and of weights; see `scheme.squared_error`."""
+        loops = fused.loops_for(self, "fp8_block128", weight)
+        if loops is not None:
+            return loops.squared_error(self, weight, codes, scales)
+        return squared_error(weight, self.dequantize(codes, scales, dtype=torch.float32))
 
     def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Half the distance of the two codes around weight / scale: the bound of rounding to the nearest.
@@ -156,7 +175,8 @@ def make(*, scales: str = "bf16", method: str | None = None, asymmetric: bool = 
     return Fp8Block128(scales)
 
 
-def _blocks(length: int) -> int:
+def block_count(length: int) -> int:
+    """Blocks that a number of rows or columns begins."""
     return -(-length // BLOCK)
 
 
@@ -164,11 +184,11 @@ def _block_maxima(bits: Tensor) -> Tensor:
     """Largest number of each block of [N, K], partial blocks included: [N/128, K/128]."""
     rows, columns = bits.shape
     padded = torch.nn.functional.pad(bits, (0, -columns % BLOCK, 0, -rows % BLOCK))
-    tallest = padded.view(_blocks(rows), BLOCK, -1).amax(1)  # whole rows at a time, which is the fast direction
-    return tallest.view(_blocks(rows), -1, BLOCK).amax(2)
+    tallest = padded.view(block_count(rows), BLOCK, -1).amax(1)  # whole rows at a time, which is the fast direction
+    return tallest.view(block_count(rows), -1, BLOCK).amax(2)
 
 
-def _unusable(stripe: Tensor, first_row: int) -> UnusableWeight:
+def unusable(stripe: Tensor, first_row: int = 0) -> UnusableWeight:
     """The first value of the stripe [128, K] that is NaN, infinite or too large."""
     row, column = (~(stripe.float().abs() <= LARGEST_WEIGHT)).nonzero()[0].tolist()
     return UnusableWeight(first_row + row, column, float(stripe[row, column]))

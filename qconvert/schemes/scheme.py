@@ -5,11 +5,14 @@ quantized independently in steps of `row_step`, so that a caller may feed a huge
 results.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+ERROR_LANES = 128  # sums of squared errors in a row
 
 
 class UnusableWeight(ValueError):
@@ -48,6 +51,12 @@ class Scheme(Protocol):
         """Codes and scales back to a weight [N, K], one product in fp32 and one cast."""
         ...
 
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """What `squared_error` of this module gives for the weight and what codes and scales stand for in fp32."""
+        ...
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Parts ("codes", "scales", "zeros") to (safetensors type, shape), from the weight's shape alone."""
         ...
@@ -59,6 +68,11 @@ class Scheme(Protocol):
     def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What is wrong with stored numbers at first sight, without their source; for any slice of whole row steps."""
         ...
+
+
+def relative_error(error: float, signal: float) -> float:
+    """||W' - W|| / ||W|| from sums of `squared_error`, added up over slices if need be; 0 for a weight of zeros."""
+    return math.sqrt(error / signal) if signal else 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,45 @@ class QuantizedWeight:
         """[N, K] of the weight that the codes stand for (one code per weight in every scheme so far)."""
         return self.codes.shape[0], self.codes.shape[1]
 
+    def rows(self, start: int, stop: int) -> "QuantizedWeight":
+        """Rows start..stop, which begin at a multiple of the scheme's row step."""
+        step = self.scheme.row_step
+        first, last = start // step, -(-stop // step)
+        zeros = None if self.zeros is None else self.zeros[first:last]
+        return QuantizedWeight(self.scheme, self.codes[start:stop], self.scales[first:last], zeros)
+
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""
         return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)
+
+    def squared_error(self, weight: Tensor) -> tuple[float, float]:
+        """Sums of squares of errors against the weight [N, K] and of the weight; see the module's `squared_error`."""
+        return self.scheme.squared_error(weight, self.codes, self.scales, self.zeros)
+
+
+def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:
+    """sum((decoded - weight)^2) and sum(weight^2) of [N, K], in fp64.
+
+    The order of additions is part of the definition, so that the sums are the same everywhere. In each row, columns
+    that stand 128 apart are added one after the other; then one half of the 128 sums is added to the other until one
+    number is left; then row is added to row.
+    """
+    exact = weight.double()
+    error = decoded.double() - exact
+    return add_rows(_row_sums(error * error)), add_rows(_row_sums(exact * exact))
+
+
+def add_rows(sums: Tensor) -> float:
+    """The sum of [N], one number after the other."""
+    return float(sums.cumsum(0)[-1]) if len(sums) else 0.0
+
+
+def _row_sums(numbers: Tensor) -> Tensor:
+    """[N, K] to [N]."""
+    lanes = numbers.new_zeros(len(numbers), ERROR_LANES)
+    for start in range(0, numbers.shape[1], ERROR_LANES):
+        part = numbers[:, start : start + ERROR_LANES]
+        lanes[:, : part.shape[1]] += part
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
+    return lanes[:, 0]

@@ -47,7 +47,8 @@ def verify(
     source = None
     if original is not None:
         repacked = manifest is not None and manifest.operation == "convert"  # perhaps the numbers of another tool
-        source = Source(original, foreign or repacked)
+        method = None if manifest is None or repacked else manifest.recipe.get("method")
+        source = Source(original, foreign or repacked, method)
         report.checks.append(check_same_names(stored, original))
         if not foreign:
             report.checks.append(check_config(checkpoint, original.checkpoint))

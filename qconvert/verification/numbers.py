@@ -9,14 +9,16 @@ With a source: kept tensors are equal byte for byte, and for quantized ones
 where the bound belongs to the scheme. Folders of other tools may have chosen their codes before the scale was rounded
 to 16 bits, which moves the result by 2^-8 of it at most; it is itself at most 1 + 2^-4 times the weight. With zero
 points, weight / scale + zero, at most 8 and more where it is cut off, may also have been rounded to 16 bits, which
-moves it by 2^-6 of a step (2^-5 of half a step) at most. They are granted that much more, ours are not. A source that
-is quantized itself (of a folder that `dequantize` made) counts by the weights that it stands for.
+moves it by 2^-6 of a step (2^-5 of half a step) at most. They are granted that much more, ours are not. Foreign INT4
+may also come from a method that moved weights before it rounded (GPTQ): groups whose codes `schemes.int4.moved` finds
+to follow their weights pass, too. Our own say in the manifest by which method they were made. A source that is
+quantized itself (of a folder that `dequantize` made) counts by the weights that it stands for.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,8 +26,9 @@ from torch import Tensor
 from qconvert.checkpoint import Checkpoint
 from qconvert.errors import UserError
 from qconvert.formats import Format, StoredWeight, Weights
-from qconvert.formats.weights import load_rows, load_stored, slice_rows
+from qconvert.formats.weights import load_rows, load_stored
 from qconvert.schemes import QuantizedWeight
+from qconvert.schemes.int4 import Int4, moved
 from qconvert.verification.report import Wrong
 from qconvert.verification.stored import PLAIN_TYPES, Stored
 
@@ -39,10 +42,12 @@ Rows = Callable[[int, int, torch.dtype], Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """The weights that a folder was made from, and whether its maker may have rounded scales after choosing codes."""
+    """The weights that a folder was made from, whether its numbers may be those of another tool, and if not, by which
+    method they were made (None: the scheme's default)."""
 
     weights: Weights
     foreign: bool
+    method: str | None = None
 
     def reader(self, name: str) -> Rows:
         """Rows start..stop of a weight as they are; of a quantized one in the type that is asked for."""
@@ -112,8 +117,7 @@ def _wrong_quantized(stored: Stored, name: str, source: Source | None) -> Iterat
         if source is None or rows is None or exceeded:
             continue
         original = rows(start, stop, torch.float32).float()
-        error = numbers.dequantize(torch.float32).sub_(original).abs_()
-        within = error <= error_limit(numbers, original, source.foreign)  # false for NaN
+        within = is_within(numbers, original, source)
         if not bool(within.all()):
             exceeded = True
             yield "bounds", f"{_place(~within, start)} is further from the source than rounding explains"
@@ -123,6 +127,17 @@ def _all_finite(rows: Tensor) -> bool:
     """Minimum and maximum show every NaN and infinity, many times as fast as looking at each number."""
     lowest, highest = rows.aminmax()
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+
+
+def is_within(numbers: QuantizedWeight, original: Tensor, source: Source) -> Tensor:
+    """Elementwise [N, K]: whether numbers can have been made of these weights."""
+    if isinstance(numbers.scheme, Int4) and source.method is not None:
+        numbers = replace(numbers, scheme=replace(numbers.scheme, method=source.method))
+    error = numbers.dequantize(torch.float32).sub_(original).abs_()
+    within = error <= error_limit(numbers, original, source.foreign)  # false for NaN
+    if source.foreign and isinstance(numbers.scheme, Int4) and not bool(within.all()):
+        within |= moved.follows(original, numbers)
+    return within
 
 
 def error_limit(numbers: QuantizedWeight, original: Tensor, foreign: bool) -> Tensor:
@@ -143,7 +158,7 @@ class Reader:
         if file_format.is_striped(stored.scheme):
             self.rows = functools.partial(load_rows, checkpoint, stored)
         else:
-            self.rows = functools.partial(slice_rows, load_stored(checkpoint, file_format, name, stored))
+            self.rows = load_stored(checkpoint, file_format, name, stored).rows
 
 
 def _has_layout(stored: Stored, name: str) -> bool:

@@ -41,7 +41,7 @@ def check_contents(
 ) -> list[Check]:
     """Numbers, with a source their equality and bounds, and with a manifest the hash of every file."""
     found = [
-        Findings("values", "all kept values are finite, all scales positive, all codes plausible"),
+        Findings("values", "all kept values are finite, all scales usable, all codes plausible"),
         Findings("kept", f"{len(stored.kept):,} tensors equal the source byte for byte"),
         Findings("bounds", f"{len(stored.weights):,} quantized weights are within their scheme's bound of the source"),
     ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qconvert_reference.cache import AttentionState, DraftState
 from qconvert_reference.config import ModelConfig
-from qconvert_reference.linear import Load, Numerics, load_tensor, make_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.norm import rms_norm
 from qconvert_reference.rope import Rotary
 
@@ -33,10 +33,10 @@ class Attention:
 
     def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
         self.config = config
-        self.q_proj = make_linear(load(f"{prefix}.q_proj.weight"), numerics)
-        self.k_proj = make_linear(load(f"{prefix}.k_proj.weight"), numerics)
-        self.v_proj = make_linear(load(f"{prefix}.v_proj.weight"), numerics)
-        self.o_proj = make_linear(load(f"{prefix}.o_proj.weight"), numerics)
+        self.q_proj = load_linear(load, f"{prefix}.q_proj.weight", numerics)
+        self.k_proj = load_linear(load, f"{prefix}.k_proj.weight", numerics)
+        self.v_proj = load_linear(load, f"{prefix}.v_proj.weight", numerics)
+        self.o_proj = load_linear(load, f"{prefix}.o_proj.weight", numerics)
         self.q_norm = load_tensor(load, f"{prefix}.q_norm.weight")
         self.k_norm = load_tensor(load, f"{prefix}.k_norm.weight")
         self.rotary = Rotary(config.rope, config.head_dim)

@@ -21,7 +21,7 @@ from torch import Tensor
 from qconvert_reference.cache import DeltaState
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.delta_rule import chunked_delta_rule, recurrent_delta_rule
-from qconvert_reference.linear import Load, Numerics, load_tensor, make_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.norm import gated_rms_norm, l2_norm
 
 # Up to this many tokens the recurrence is quicker than a chunk of 64 that is mostly padding.
@@ -47,9 +47,9 @@ class GatedDeltaNet:
 
     def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
         self.config = config
-        self.in_proj_qkvz = make_linear(load(f"{prefix}.in_proj_qkvz.weight"), numerics)
-        self.in_proj_ba = make_linear(load(f"{prefix}.in_proj_ba.weight"), numerics)
-        self.out_proj = make_linear(load(f"{prefix}.out_proj.weight"), numerics)
+        self.in_proj_qkvz = load_linear(load, f"{prefix}.in_proj_qkvz.weight", numerics)
+        self.in_proj_ba = load_linear(load, f"{prefix}.in_proj_ba.weight", numerics)
+        self.out_proj = load_linear(load, f"{prefix}.out_proj.weight", numerics)
         self.conv1d = load_tensor(load, f"{prefix}.conv1d.weight")
         self.dt_bias = load_tensor(load, f"{prefix}.dt_bias")
         self.a_log = load_tensor(load, f"{prefix}.A_log")

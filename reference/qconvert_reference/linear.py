@@ -2,13 +2,14 @@
 
     dense          W as it is, in the compute dtype
     dequantizing   W = codes * scales, rounded once to the compute dtype (weight-only serving)
-    W8A8           x too becomes eight-bit numbers, one scale per token and group of 128; the product of both unrounded
-                   factors is accumulated in fp32 and rounded once, as block-FP8 kernels do, save for the order
+    W8A8, W4A8     x too becomes eight-bit numbers, one scale per token and group of 128 (block FP8) or per token
+                   (W4A8); the product of both unrounded factors is accumulated in fp32 and rounded once, as kernels do,
+                   save for the order
 
 `accumulation="split"` adds the two halves of K separately: the same numbers in another order. Two runs that differ only
 in this are the yardstick for "no difference" (the noise lane).
 
-Left out: a fused kernel. This file says what has to come out; `qconvert_kernels` may compute the same faster.
+Fused kernels compute the same faster where there are some (`kernels`); these classes say what has to come out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert.errors import UserError
+from qconvert_reference.kernels import KernelProduct, Kernels, input_of
+from qconvert_reference.recording import record_input
 
 if TYPE_CHECKING:
     from qconvert.schemes import QuantizedWeight
@@ -47,18 +50,29 @@ def load_tensor(load: Load, name: str) -> Tensor:
 class Numerics:
     """How a lane computes: dtype of activations and weights, activation quantization, order of accumulation.
 
+    `activations` says what becomes of the inputs of quantized weights, of those alone whose scheme's name starts with
+    `activations_of`: in a folder of INT4 and FP8 weights engines quantize the inputs of one kind only.
+
     `keep_dequantized=False` dequantizes at every call instead of once: slower, but a layer with hundreds of experts
     then needs memory for its codes and one dequantized weight only.
     """
 
     compute_dtype: torch.dtype = torch.bfloat16
-    activations: Literal["none", "fp8-group128"] = "none"
+    activations: Literal["none", "fp8-group128", "fp8-token"] = "none"
+    activations_of: str = ""
     accumulation: Literal["plain", "split"] = "plain"
     keep_dequantized: bool = True
+    kernels: Kernels = "torch"
+
+    def activations_for(self, scheme: str) -> str:
+        """What becomes of the inputs of weights in this scheme."""
+        return self.activations if scheme.startswith(self.activations_of) else "none"
 
 
 class Linear:
     """y = x W^T; x [..., K] -> y [..., N] in the compute dtype. This class is the dense variant."""
+
+    name = ""  # of its weight, for recordings
 
     def __init__(self, weight: Tensor, numerics: Numerics) -> None:
         self.numerics = numerics
@@ -75,6 +89,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x, weight = self.input(x), self.weight()
+        record_input(self.name, x)
         if self.numerics.accumulation == "split":
             y = _split_product(x, weight)
         else:
@@ -102,24 +117,47 @@ class DequantizingLinear(Linear):
         return weight
 
 
-class W8A8Linear(DequantizingLinear):
+class EightBitInputLinear(DequantizingLinear):
     """Eight-bit activations against the unrounded weight, in fp32."""
 
     def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
         super().__init__(weight, numerics)
         self.weight_dtype = torch.float32
+        self.group = GROUP if numerics.activations == "fp8-group128" else weight.shape[1]
 
     def input(self, x: Tensor) -> Tensor:
-        return round_activations(x)
+        return round_activations(x, self.group)
+
+
+class KernelLinear(DequantizingLinear):
+    """The same in Triton; the plain weight is decoded for whoever asks, and then by the layer's own rule."""
+
+    def __init__(self, weight: QuantizedWeight, numerics: Numerics) -> None:
+        super().__init__(weight, numerics)
+        activations = input_of(weight, numerics)
+        assert activations is not None
+        self.product = KernelProduct(weight, activations)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x.to(self.numerics.compute_dtype))
 
 
 def make_linear(weight: Tensor | QuantizedWeight, numerics: Numerics) -> Linear:
-    """The variant that fits the weight: dense for a tensor, dequantizing or W8A8 for a quantized one."""
+    """The variant that fits the weight: dense for a tensor, else dequantizing, with eight-bit inputs if asked for."""
     if isinstance(weight, Tensor):
         return Linear(weight, numerics)
-    if numerics.activations == "fp8-group128":
-        return W8A8Linear(weight, numerics)
+    if input_of(weight, numerics) is not None:
+        return KernelLinear(weight, numerics)
+    if numerics.activations_for(weight.scheme.name) != "none":
+        return EightBitInputLinear(weight, numerics)
     return DequantizingLinear(weight, numerics)
+
+
+def load_linear(load: Load, name: str, numerics: Numerics) -> Linear:
+    """The variant that fits the weight of that name."""
+    linear = make_linear(load(name), numerics)
+    linear.name = name
+    return linear
 
 
 def _split_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -129,15 +167,15 @@ def _split_product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:])
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """x [..., K] through e4m3 with one fp32 scale per token and 128 neighbours, as fp32 values.
+def round_activations(x: Tensor, group: int = GROUP) -> Tensor:
+    """x [..., K] through e4m3 with one fp32 scale per token and `group` neighbours, as fp32 values.
 
     scale = largest magnitude of the group / largest e4m3 number; a group of zeros has scale 1. A last group may be
     shorter.
     """
     width = x.shape[-1]
-    padded = F.pad(x.float(), (0, -width % GROUP))
-    groups = padded.reshape(*x.shape[:-1], -1, GROUP)  # [..., K/128, 128]
+    padded = F.pad(x.float(), (0, -width % group))
+    groups = padded.reshape(*x.shape[:-1], -1, group)  # [..., K/group, group]
     scale = groups.abs().amax(-1, keepdim=True) / torch.finfo(CODE).max
     scale = torch.where(scale == 0, 1.0, scale)
     limit = torch.finfo(CODE).max

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qconvert_reference.config import ModelConfig
-from qconvert_reference.linear import Load, Numerics, make_linear
+from qconvert_reference.kernels import GroupedExperts, group_experts
+from qconvert_reference.linear import Linear, Load, Numerics, load_linear
+from qconvert_reference.recording import record_routes
 
 
 class RouterTrace(NamedTuple):
@@ -42,12 +44,21 @@ class Mlp:
     """down(silu(gate x) * up x), its weights found under `prefix`."""
 
     def __init__(self, prefix: str, load: Load, numerics: Numerics) -> None:
-        self.gate_proj = make_linear(load(f"{prefix}.gate_proj.weight"), numerics)
-        self.up_proj = make_linear(load(f"{prefix}.up_proj.weight"), numerics)
-        self.down_proj = make_linear(load(f"{prefix}.down_proj.weight"), numerics)
+        self.gate_proj = load_linear(load, f"{prefix}.gate_proj.weight", numerics)
+        self.up_proj = load_linear(load, f"{prefix}.up_proj.weight", numerics)
+        self.down_proj = load_linear(load, f"{prefix}.down_proj.weight", numerics)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """x [..., H] -> silu(gate x) * up x [..., I], the input of `down_proj`."""
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
+
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear]:
+        """gate_proj, up_proj, down_proj."""
+        return self.gate_proj, self.up_proj, self.down_proj
 
 
 class SparseMoe:
@@ -55,21 +66,29 @@ class SparseMoe:
 
     def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
         self.top_k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
-        self.gate = make_linear(load(f"{prefix}.gate.weight"), numerics)
-        self.experts = [Mlp(f"{prefix}.experts.{e}", load, numerics) for e in range(config.num_experts)]
+        self.gate = load_linear(load, f"{prefix}.gate.weight", numerics)
+        names = [f"{prefix}.experts.{e}" for e in range(config.num_experts)]
+        self.grouped = _group(names, load, numerics)
+        self.experts = [] if self.grouped is not None else [Mlp(name, load, numerics) for name in names]
         self.shared_expert = Mlp(f"{prefix}.shared_expert", load, numerics)
-        self.shared_expert_gate = make_linear(load(f"{prefix}.shared_expert_gate.weight"), numerics)
+        self.shared_expert_gate = load_linear(load, f"{prefix}.shared_expert_gate.weight", numerics)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, RouterTrace]:
         """x [B, T, H] -> y [B, T, H] and the routes taken."""
         trace = route(self.gate(x), self.top_k, self.normalise)
+        record_routes(x, trace.experts)
         flat = x.flatten(0, 1)  # [N, H]
         routed = self._run_experts(flat, trace.experts.flatten(0, 1), trace.weights.flatten(0, 1))
         shared = torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
         return routed.view_as(x).to(x.dtype) + shared, trace
 
     def _run_experts(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Each chosen expert once, over all its tokens; x [N, H], experts and weights [N, k] -> fp32 [N, H]."""
+        """Each chosen expert once, over all its tokens; x [N, H], experts and weights [N, k] -> fp32 [N, H].
+
+        In Triton all of them at once, and BF16.
+        """
+        if self.grouped is not None:
+            return self.grouped(x, experts, weights)
         order = experts.flatten().argsort(stable=True)  # pairs (token, choice), expert by expert
         counts = experts.flatten().bincount(minlength=len(self.experts)).tolist()
         tokens, scale = order // self.top_k, weights.flatten()[order, None]
@@ -82,3 +101,11 @@ class SparseMoe:
                 total.index_add_(0, rows, found)
                 begin += count
         return total
+
+
+def _group(names: list[str], load: Load, numerics: Numerics) -> GroupedExperts | None:
+    """One product for all experts where kernels are wanted and fit."""
+    if numerics.kernels == "torch":
+        return None
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return group_experts([[load(f"{name}.{part}.weight") for part in parts] for name in names], numerics)

@@ -19,7 +19,7 @@ from torch import Tensor
 from qconvert_reference.cache import AttentionState, DraftState
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.layer import DecoderLayer
-from qconvert_reference.linear import Load, Numerics, load_tensor, make_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.moe import RouterTrace
 from qconvert_reference.norm import rms_norm
 
@@ -37,7 +37,7 @@ class MtpHead:
     def __init__(self, config: ModelConfig, load: Load, numerics: Numerics, embed: Callable[[Tensor], Tensor]) -> None:
         self.eps = config.rms_norm_eps
         self.embed = embed
-        self.fc = make_linear(load("mtp.fc.weight"), numerics)
+        self.fc = load_linear(load, "mtp.fc.weight", numerics)
         self.norm_embedding = load_tensor(load, "mtp.pre_fc_norm_embedding.weight")
         self.norm_hidden = load_tensor(load, "mtp.pre_fc_norm_hidden.weight")
         self.norm = load_tensor(load, "mtp.norm.weight")

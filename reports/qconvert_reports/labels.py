@@ -138,5 +138,5 @@ def _condition(key: str, value: str) -> str:
         return {"local": "BF16 input", "free": "own input"}.get(value, value)
     if key in ("domain", "kind", "context"):
         return value
-    name = {"position": "draft step", "all": "all", "": ""}.get(key, key)
+    name = {"position": "draft step", "at": "tokens", "all": "all", "": ""}.get(key, key)
     return f"{name} {value}".strip()

@@ -25,7 +25,9 @@ DOCUMENTS = torch.tensor([0, 0, 1, 1])
 
 def state_of(lane: str, drafts, targets, context: str = "") -> acceptance.AcceptanceState:
     state = acceptance.AcceptanceState(lane, DOMAINS, len(drafts), context)
-    acceptance.update(state, [peaked(one) for one in drafts], [peaked(one) for one in targets], DOCUMENTS)
+    acceptance.update(
+        state, [peaked(one) for one in drafts], [peaked(one) for one in targets], DOCUMENTS, torch.zeros_like(DOCUMENTS)
+    )
     return state
 
 
@@ -54,7 +56,7 @@ def test_shifted_target_is_rejected() -> None:
 def test_sampled_is_the_overlap_of_the_distributions() -> None:
     p, q = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])
     state = acceptance.AcceptanceState("fp8", ["code"], 2)
-    acceptance.update(state, [q.log(), p.log()], [p.log(), q.log()], torch.tensor([0]))
+    acceptance.update(state, [q.log(), p.log()], [p.log(), q.log()], torch.tensor([0]), torch.tensor([0]))
     found = rows(acceptance.result(state))
     assert found["mtp.acceptance_sampled", "position=1"] == pytest.approx(0.7)
     assert found["mtp.acceptance_sampled", "position=2"] == pytest.approx(0.49)
@@ -121,7 +123,7 @@ def test_average_over_anchors_and_loop_agree_on_independent_outcomes() -> None:
         first, second = rng.random(200) < 0.7, rng.random(200) < 0.5
         drafts = [peaked(torch.from_numpy(one.astype(np.int64))) for one in (first, second)]
         ones = [peaked(torch.ones(200, dtype=torch.int64))] * 2
-        acceptance.update(state, drafts, ones, torch.full((200,), document))
+        acceptance.update(state, drafts, ones, torch.full((200,), document), torch.arange(200))
         outcomes, at = [], 0
         while at < 200:
             outcomes.append((int(first[at]), int(first[at] and second[at])))
@@ -132,3 +134,19 @@ def test_average_over_anchors_and_loop_agree_on_independent_outcomes() -> None:
     lived = {row.slice: row for row in live.result(loop).measurements if row.name == "mtp.acceptance_live"}
     for position in ("position=1", "position=2"):
         assert forced[position].ci_low <= lived[position].ci_high and lived[position].ci_low <= forced[position].ci_high
+
+
+def test_by_position_the_stretches_add_up_to_the_whole() -> None:
+    state = acceptance.AcceptanceState("fp8", ["code", "prose"], 1)
+    generator = torch.Generator().manual_seed(0)
+    ones = peaked(torch.ones(300, dtype=torch.long))
+    for document in (0, 1):
+        drafts = [peaked(torch.randint(0, 2, (300,), generator=generator))]
+        acceptance.update(state, drafts, [ones], torch.full((300,), document), torch.arange(300))
+    found = {
+        row.slice: row for row in acceptance.result(state).measurements if row.name == "mtp.acceptance_greedy"
+    }  # fmt: skip
+    stretches = [found[f"position=1,at={at}"] for at in ("0-127", "128-255", "256-511")]
+    assert [row.n for row in stretches] == [256, 256, 88]
+    whole = found["position=1"]
+    assert whole.value == pytest.approx(sum(float(row.value or 0) * row.n for row in stretches) / whole.n)

@@ -114,3 +114,24 @@ def test_figures(sample) -> None:
     buckets = logits.by_position(state, np.arange(240) % 60)
     assert [(one["first"], one["last"]) for one in buckets[:4]] == [(0, 0), (1, 1), (2, 3), (4, 7)]
     assert sum(one["n"] for one in buckets) == 240
+
+
+def test_by_position_each_stretch_is_the_mean_of_its_own_tokens() -> None:
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(400, 11, generator=generator).double()
+    candidate = base + 0.1 * torch.randn(400, 11, generator=generator).double()
+    documents = torch.arange(400) // 200
+    state = run(base, candidate, torch.zeros(400, dtype=torch.long), documents)
+    positions = np.arange(400) % 200
+    found = {(row.name, row.slice): row for row in logits.result(state, positions).measurements}
+    kl = state.table.numbers("kl")
+    for at, mask in (("at=0-127", positions < 128), ("at=128-255", positions >= 128)):
+        row = found["logits.kl_mean", at]
+        assert row.value == pytest.approx(kl[mask].mean()) and row.n == mask.sum() and row.ci_low is not None
+        assert ("logits.top1_agreement", at) in found and ("logits.ppl_ratio", at) in found
+
+
+def test_short_sequences_have_no_stretches(sample: tuple[torch.Tensor, ...]) -> None:
+    state = run(*sample)
+    short = logits.result(state, np.zeros(len(state.table), dtype=np.int64))
+    assert not [row for row in short.measurements if "at=" in row.slice]

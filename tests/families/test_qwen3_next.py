@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from qconvert.engine_config import not_converted
 from qconvert.errors import UserError
 from qconvert.families import family_names, family_of
 from qconvert.formats import get_format
-from qconvert.quantize_plan import not_converted
 from qconvert.recipe import KEEP, Recipe
 from qconvert.schemes import get_scheme
 from tests.tiny import tiny_config
@@ -145,3 +145,15 @@ def test_lost_keys_are_warned_about() -> None:
 
 def test_every_family_has_a_module_of_its_name() -> None:
     assert all(family_of(tiny_config(model_type=name)).model_type == name for name in family_names())
+
+
+def test_places_are_in_the_order_in_which_a_token_meets_them() -> None:
+    layers = ("0.mlp.gate", "2.input_layernorm", "10.mlp.experts.3.up_proj")
+    names = ["model.embed_tokens.weight", *(f"model.layers.{rest}.weight" for rest in layers), "model.norm.weight"]
+    names.append("mtp.layers.0.mlp.gate.weight")
+    family = family_of(tiny_config())
+    places = [family.place(name) for name in names]
+    assert places == sorted(places) and len({rank for rank, _ in places}) == 6
+    assert [word for _, word in places] == ["embedding", "layer 0", "layer 2", "layer 10", "output", "head"]
+    assert family.place("lm_head.weight") == family.place("model.norm.weight")
+    assert family.place("mtp.fc.weight") == family.place("mtp.norm.weight")

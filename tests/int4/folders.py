@@ -10,6 +10,7 @@ from qconvert.checkpoint import load_safetensors, save_safetensors
 from qconvert.cli import main
 from tests.tiny import tiny_config
 
+CALIBRATED = ("imatrix", "gptq")
 FORMATS = ["compressed-tensors", "gptq", "awq", "auto-round"]
 EXPERT = "model.layers.1.mlp.experts.1.up_proj"
 DOWN = "model.layers.1.mlp.experts.0.down_proj"

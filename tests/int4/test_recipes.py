@@ -59,7 +59,7 @@ def test_shared_expert_unlike_routed_experts_is_warned_of(source: Path, tmp_path
 
 def test_bad_recipes(source: Path, tmp_path: Path) -> None:
     for recipe, message in (
-        ("mixed", "unknown recipe"),
+        ("most", "unknown recipe"),
         (str(tmp_path / "none.toml"), "cannot be read"),
         (recipe_file(tmp_path, ("*", "int8")), "unknown action 'int8'"),
     ):

@@ -214,7 +214,7 @@ def test_demo_quantizes_verifies_and_reports(
             return real(target, against)
 
         monkeypatch.setattr(qconvert.verification, "verify", verify_damaged)
-    result = run("demo", "--report", tmp_path / "demo-report", "--work", tmp_path / "fp8")
+    result = run("demo", "--report", tmp_path / "demo-report", "--work", tmp_path / "work")
     assert result.exit_code == int(fault), result.output
     assert (tmp_path / "demo-report").exists() is not fault
     if fault:

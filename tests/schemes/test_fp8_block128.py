@@ -77,9 +77,12 @@ def test_properties(rows: int, columns: int, scales: str, dtype: torch.dtype, ex
     assert bool((got.scales.float() >= 2.0**-126).all())
     decoded = got.dequantize(torch.float32)
     assert bool(((decoded - weight.float()).abs() <= scheme.bound(weight, got.scales)).all())
-    # Once on the grid, nothing moves any more.
+    # Once on the grid, nothing moves any more. (Powers of two: a block whose largest code came out as 224 gets half the
+    # scale and twice the codes, which are the same numbers.)
     again = scheme.quantize(decoded)
-    assert torch.equal(again.codes.float(), got.codes.float())
+    assert torch.equal(again.dequantize(torch.float32), decoded)
+    if scales != "pow2":
+        assert torch.equal(again.codes.float(), got.codes.float())
     # Slices at whole row steps are slices of the whole.
     half = scheme.quantize(weight[: scheme.row_step])
     assert torch.equal(half.codes.float(), got.codes[: scheme.row_step].float())

@@ -25,7 +25,9 @@ TRIMMING = (
     "{{ bos_token }}{% for m in messages %}{% generation %}[{{ m['role'] }}] {{ m['content'] | trim }}{% endgeneration %}"
     "{{ {'a': '<ü>'} | tojson }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0]['content'] }}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0]['content'] }}"
+)
 CHATS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Two and two?"}],
     [{"role": "system", "content": "Be short."}, {"role": "user", "content": " 1 < 2? \n"}],

@@ -130,7 +130,9 @@ def test_outputs_of_a_batch_are_those_of_each_prompt_alone(lane: Lane, monkeypat
     assert [row.output for row in sampled[0]] != [one[:4] for one in wanted]
 
 
-@given(st.lists(st.floats(-4, 4), min_size=2, max_size=8), st.floats(0, 0.999999), st.integers(0, 8), st.floats(0.05, 1))
+@given(
+    st.lists(st.floats(-4, 4), min_size=2, max_size=8), st.floats(0, 0.999999), st.integers(0, 8), st.floats(0.05, 1)
+)
 def test_sampling_stays_within_its_limits(logits: list[float], chance: float, top_k: int, top_p: float) -> None:
     row = torch.tensor(logits)
     token = choose(row, Sampling(0.7, top_p, top_k), torch.tensor(chance, dtype=torch.float64))
@@ -188,7 +190,9 @@ def test_answers_end_at_stops_and_thoughts_do_not(
     Scripted(tiny, text, monkeypatch)
     model = LaneLM(lane, TaskSettings(("any",), reasoning_parser=parser, max_gen_toks=longest), quiet)
     assert model.generate_until([request("generate_until", prompt, {"until": stops})]) == [answer]
-    assert [(one.tokens, one.cut_off) for one in model.thoughts] == ([(thought, cut_off)] if thought is not None else [])
+    assert [(one.tokens, one.cut_off) for one in model.thoughts] == (
+        [(thought, cut_off)] if thought is not None else []
+    )
 
 
 def test_decoding_stops_early_at_a_stop(lane: Lane, tiny: Path) -> None:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from qconvert_evals import statistics
-from qconvert_evals.metrics.found import Found, by_domain, join
+from qconvert_evals.metrics.found import Found, by_domain, by_stretch, join
 from qconvert_evals.metrics.table import TokenTable
 from qconvert_evals.statistics import Array, Index
 
@@ -49,9 +49,15 @@ class AcceptanceState:
     table: TokenTable = field(default_factory=TokenTable)
 
 
-def update(state: AcceptanceState, drafts: Sequence[Tensor], targets: Sequence[Tensor], documents: Tensor) -> None:
-    """Add n anchors: for each step the logits [n, V] of draft and target, and the document [n] of each anchor."""
-    columns: dict[str, Tensor] = {"document": documents}
+def update(
+    state: AcceptanceState,
+    drafts: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    documents: Tensor,
+    positions: Tensor,
+) -> None:
+    """Add n anchors: for each step the logits [n, V] of draft and target; document [n] and position [n] of each."""
+    columns: dict[str, Tensor] = {"document": documents, "position": positions}
     greedy = torch.ones(len(documents), dtype=torch.float64, device=documents.device)
     sampled = greedy.clone()
     for step, (draft, target) in enumerate(zip(drafts, targets, strict=True), start=1):
@@ -63,10 +69,11 @@ def update(state: AcceptanceState, drafts: Sequence[Tensor], targets: Sequence[T
 
 
 def result(state: AcceptanceState, base: AcceptanceState | None = None) -> Found:
-    """Rates by step and domain; with `base`, the paired differences too."""
+    """Rates by step and domain, and by position in the sequence; with `base`, the paired differences too."""
     found = Found(state.lane)
     documents = state.table.indices("document")
-    for slice_name, mask in by_domain(documents, state.domains):
+    slices = [*by_domain(documents, state.domains), *by_stretch(state.table.indices("position"))]
+    for slice_name, mask in slices:
         rows = documents[mask]
         for kind in ("greedy", "sampled"):
             own = _accepted(state, kind)[mask]

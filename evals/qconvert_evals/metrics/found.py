@@ -17,6 +17,7 @@ from qconvert_evals.results import Measurement, Missing
 from qconvert_evals.statistics import Estimate, Index
 
 Mask = npt.NDArray[np.bool_]
+FIRST_STRETCH = 128  # tokens; a state that has read fewer is still filling up
 
 
 @dataclass
@@ -53,6 +54,19 @@ def by_domain(documents: Index, domains: Sequence[str]) -> Iterator[tuple[str, M
     labels = np.asarray(domains, dtype=object)[documents] if len(documents) else np.zeros(0, dtype=object)
     for domain in sorted(set(labels.tolist())):
         yield f"domain={domain}", labels == domain
+
+
+def by_stretch(positions: Index) -> Iterator[tuple[str, Mask]]:
+    """Slice names with their masks, by how much text came before: "at=0-127", "at=128-255", "at=256-511", ... doubling.
+
+    None where all positions lie in the first, since that would say again what "all" says.
+    """
+    first, end = 0, FIRST_STRETCH
+    while len(positions) and positions.max() >= FIRST_STRETCH and first <= positions.max():
+        mask = (positions >= first) & (positions < end)
+        if mask.any():
+            yield f"at={first}-{end - 1}", mask
+        first, end = end, 2 * end
 
 
 def join(*parts: str) -> str:

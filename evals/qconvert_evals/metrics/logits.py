@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from qconvert_evals import statistics
-from qconvert_evals.metrics.found import Found, Mask, by_domain
+from qconvert_evals.metrics.found import Found, Mask, by_domain, by_stretch
 from qconvert_evals.metrics.table import TokenTable
 from qconvert_evals.statistics import Array, Estimate, Index
 
@@ -85,21 +85,32 @@ def update(
     )
 
 
-def result(state: LogitsState) -> Found:
-    """All measurements, for "all" and for each domain."""
+def result(state: LogitsState, positions: Index | None = None) -> Found:
+    """All measurements, for "all" and for each domain; given positions in the sequence [tokens], the first by these."""
     found = Found(state.lane)
     documents = state.table.indices("document")
     finite = np.isfinite(state.table.numbers("kl")) & np.isfinite(state.table.numbers("nll"))
     broken = int((~finite).sum())
     found.add("logits.nonfinite_tokens", "all", "tokens", statistics.exact(broken, len(documents)))
     for slice_name, mask in by_domain(documents, state.domains):
-        lost = int((~finite & mask).sum())
-        why = f"{lost} of {int(mask.sum())} tokens have no finite probabilities" if lost else "no tokens"
-        columns = _Columns(state.table, mask & finite if not lost else np.zeros_like(mask))
+        columns, why = _finite(state, mask, finite)
         _perplexity(found, slice_name, columns, why)
         _divergence(found, slice_name, columns, why)
         _probability(found, slice_name, columns, why)
+    for slice_name, mask in by_stretch(positions) if positions is not None else ():
+        columns, why = _finite(state, mask, finite)
+        ratio = statistics.mean(columns["nll"] - columns["nll_base"], columns.documents)
+        found.add("logits.kl_mean", slice_name, "nats", statistics.mean(columns["kl"], columns.documents), why)
+        found.add("logits.ppl_ratio", slice_name, "ratio", ratio.mapped(_exp), why)
+        found.add("logits.top1_agreement", slice_name, "fraction", _share(columns, "same_top"), why)
     return found
+
+
+def _finite(state: LogitsState, mask: Mask, finite: Mask) -> tuple[_Columns, str]:
+    """The columns under a mask, empty if a token of it has no finite numbers; and the reason to give then."""
+    lost = int((~finite & mask).sum())
+    why = f"{lost} of {int(mask.sum())} tokens have no finite probabilities" if lost else "no tokens"
+    return _Columns(state.table, mask & finite if not lost else np.zeros_like(mask)), why
 
 
 def base_result(state: LogitsState, lane: str) -> Found:
@@ -163,8 +174,13 @@ def _probability(found: Found, slice_name: str, columns: _Columns, why: str) -> 
     for name, estimate in zip(DP_LEVELS, points, strict=True):
         found.add(f"logits.{name}", slice_name, "fraction", estimate, why)
     for name, column in SHARES.items():
-        share = statistics.proportion(columns[column], np.ones(len(dp)), documents)
-        found.add(f"logits.{name}", slice_name, "fraction", share, why)
+        found.add(f"logits.{name}", slice_name, "fraction", _share(columns, column), why)
+
+
+def _share(columns: _Columns, name: str) -> Estimate:
+    """Mean of a column of shares of one token."""
+    values = columns[name]
+    return statistics.proportion(values, np.ones(len(values)), columns.documents)
 
 
 def histogram(state: LogitsState) -> dict[str, list[float]]:

@@ -40,13 +40,17 @@ class ChatTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _generation_tag()], **options)
+        environment = ImmutableSandboxedEnvironment(
+            extensions=["jinja2.ext.loopcontrols", _generation_tag()], **options
+        )
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise, strftime_now=_now)
         try:
             return environment.from_string(self.source)
         except TemplateError as error:
-            raise UserError("the chat template is no valid template", where=self.where, found=first_line(error)) from error
+            raise UserError(
+                "the chat template is no valid template", where=self.where, found=first_line(error)
+            ) from error
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt; without a generation prompt it ends where the last message does, for the model to go on there."""

@@ -1,12 +1,7 @@
-"""From values by document to measurements: a score for each lane, and what pairs of documents say of the difference.
+"""From values by document to scores.
 
-    score         a proportion with Wilson's interval, a mean with a bootstrap over documents, or a text-level ratio
+    score         a proportion with Wilson's interval, a mean with one over documents, or a text-level ratio
                   f(sum of losses / sum of counts) for perplexities and bits per byte
-    difference    candidate - base over the same documents; interval by the paired bootstrap
-    p             two-sided: McNemar's exact test on the documents that flipped; else from the paired bootstrap
-    lost, gained  shares of documents right in the base and wrong in the candidate, and the other way
-    recovery      candidate / base
-    mde           smallest true difference that this many documents would show in 80 of 100 runs
 
 Documents of one cluster (see `lane_run`) are drawn together. A metric that lm-eval makes of all documents at once (F1,
 BLEU, a median) has no value per document: its score is lm-eval's, without an interval, and there is nothing to pair.
@@ -18,7 +13,7 @@ taken, without an interval as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +22,7 @@ import numpy as np
 from qconvert_evals import statistics
 from qconvert_evals.statistics import Array, Estimate, Index
 from qconvert_evals.tasks.series import Key, Series
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -37,7 +37,9 @@ class TaskSettings:
             raise UserError("unknown reasoning parser", expected=expected, found=self.reasoning_parser)
         for path in self.include_path:
             if not path.is_dir():
-                raise UserError("no such folder of tasks", where=str(path), fix="give --include-path a folder of YAML files")
+                raise UserError(
+                    "no such folder of tasks", where=str(path), fix="give --include-path a folder of YAML files"
+                )
 
     def record(self) -> dict[str, Any]:
         """As plain data for results.json."""

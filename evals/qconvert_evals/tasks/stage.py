@@ -4,11 +4,9 @@
     bench.<task>.<metric>_difference    candidate - base, paired
     bench.<task>.<metric>_recovery      candidate / base
     bench.<task>.<metric>_lost, _gained shares of documents that flipped
-    bench.<task>.<metric>_mde           smallest difference that could have been seen
     bench.<task>.thought_tokens, .thought_cut_off      with a reasoning parser
 
-`figures["tasks"]` holds the same row by row with p-values, Holm-adjusted over the tasks that were asked for, and what
-ran: settings, version of lm-eval, chat templates, requests that lost their beginning, the documents that flipped.
+`figures["tasks"]` holds the same row by row, and what ran: settings, version of lm-eval, chat templates, requests that lost their beginning, the documents that flipped.
 
 lm-eval is imported in here and not above: a comparison without tasks does not need it.
 """
@@ -117,7 +115,6 @@ class Table:
                     found.append(self._pair(run.lane, key, scored[0], own, members))
         for run in self.runs:
             self._thoughts(run)
-        _adjust(found)
         return found
 
     def _keys(self) -> dict[Key, list[Key]]:
@@ -141,8 +138,6 @@ class Table:
         units = unit(key, base)
         found.add(f"{name(key)}_difference", at, units, one.difference)
         found.add(f"{name(key)}_recovery", at, "fraction", one.recovery, "the base scores nothing")
-        if one.mde is not None:
-            found.add(f"{name(key)}_mde", at, units, statistics.exact(one.mde, n))
         if one.flips:
             for word, places in (("lost", one.lost), ("gained", one.gained)):
                 share = Estimate(len(places) / n, n, *statistics.wilson(len(places), n))
@@ -166,13 +161,10 @@ class Table:
             "score": _triple(own.estimate()),
             "difference": _triple(one.difference),
             "recovery": _triple(one.recovery),
-            "p": one.p,
-            "test": one.test,
             "lost": len(one.lost) if one.flips else None,
             "gained": len(one.gained) if one.flips else None,
             "lost_documents": [documents[place] for place in one.lost[:SHOWN_FLIPS] if documents],
             "gained_documents": [documents[place] for place in one.gained[:SHOWN_FLIPS] if documents],
-            "mde": one.mde,
         }
 
     def _thoughts(self, run: LaneRun) -> None:
@@ -204,13 +196,3 @@ def unit(key: Key, values: Values | None) -> str:
 
 def _triple(one: Estimate) -> list[float | None]:
     return [one.value, one.low, one.high]
-
-
-def _adjust(rows: list[dict[str, Any]]) -> None:
-    """Holm's correction over what was asked for, lane by lane: one p-value per task and metric."""
-    for row in rows:
-        row["p_holm"] = None
-    for lane in dict.fromkeys(row["lane"] for row in rows):
-        tested = [row for row in rows if row["lane"] == lane and row["asked"] and row["p"] is not None]
-        for row, adjusted in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = float(adjusted)

@@ -8,21 +8,25 @@ codes: int8 [N, K], -8..7.  scales: BF16 [N, G], G = ceil(K / group), rounded be
 exactly -8 * scale, whatever its sign, and all sixteen codes are used. A last group may be shorter; rows are
 independent. How a file packs these numbers is the business of its format.
 
-Which scale: see `rules`. Weights above 2^127 are refused, as in FP8, so that codes times scales stay finite.
+Which scale: see `rules`. Weights above 2^127 (2^126 with zero points) are refused, so that codes times scales stay
+finite.
 
 Left out: other widths, scales over whole rows, and permuted inputs (act-order), which engines no longer load.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qconvert.errors import UserError
+from qconvert.schemes import fused
 from qconvert.schemes.int4 import rules
-from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight
+from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
 
-METHODS = ("mse", "rtn", "imatrix")  # the first is the default
+METHODS = ("mse", "rtn", "imatrix", "gptq")  # the first is the default
+WEIGHTED = ("imatrix", "gptq")  # scales are searched with the importance of inputs; gptq then goes on in `gptq`
+MOST_MOVED = 1  # steps by which gptq may move a code away from plain rounding; more gains nothing (design note)
 LARGEST_WEIGHT = 2.0**127
 CHUNK = 1 << 16  # values at a time: 256 KB in fp32, so that all passes over them stay in the cache of a core
 # bf16 is what we write; the others occur in files of other tools.
@@ -55,6 +59,11 @@ class Int4:
         """A scale belongs to a group within one row."""
         return 1, self.group
 
+    @property
+    def weighted(self) -> bool:
+        """Whether `quantize` takes the importance of inputs."""
+        return self.method in WEIGHTED
+
     def layout(self, shape: tuple[int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The numbers before a format packs them: one signed byte per weight, one scale per started group."""
         groups = (shape[0], -(-shape[1] // self.group))
@@ -64,10 +73,25 @@ class Int4:
         }
         return parts | {"zeros": ("I8", groups)} if self.asymmetric else parts
 
+    @property
+    def most_moved(self) -> int:
+        """Steps by which a code may differ from plain rounding."""
+        return MOST_MOVED if self.method == "gptq" else 0
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of a weight; with zero points two of them make a span, which must be finite."""
+        return LARGEST_WEIGHT / 2 if self.asymmetric else LARGEST_WEIGHT
+
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
-        """Weight [N, K] to numbers, CHUNK values at a time; `importance` [K] of the inputs for method "imatrix"."""
-        if (self.method == "imatrix") != (importance is not None):
+        """Weight [N, K] to numbers; `importance` [K] of the inputs for methods that weigh. Raises UnusableWeight."""
+        if self.weighted != (importance is not None):
             raise ValueError(f"method {self.method} takes {'no ' * (importance is not None)}importance of inputs")
+        loops = self._loops(weight)
+        return self.plain(weight, importance) if loops is None else loops.quantize(self, weight, importance)
+
+    def plain(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
+        """`quantize` as its specification has it, CHUNK values at a time."""
         (rows, columns), device = weight.shape, weight.device
         groups = -(-columns // self.group)
         codes = torch.empty(rows, columns, dtype=torch.int8, device=device)  # [N, K]
@@ -75,14 +99,14 @@ class Int4:
         zeros = torch.empty(rows, groups, dtype=torch.int8, device=device) if self.asymmetric else None  # [N, G]
         step = max(1, min(rows, CHUNK // (groups * self.group)))
         stripe = torch.zeros(step, groups * self.group, device=device)  # [step, K padded with zeros]
-        choose = rules.rule(self.method, self.asymmetric, weight.dtype, scales.dtype, self._padded(importance))
+        choose = rules.rule(self.method, self.asymmetric, weight.dtype, scales.dtype, self.padded(importance))
         for start in range(0, rows, step):
             part = stripe[: min(step, rows - start)]
             part[:, :columns] = weight[start : start + step]
             tiles = part.view(-1, self.group)  # [step * G, group]
             low, high = tiles.amin(-1), tiles.amax(-1)  # [step * G]
-            if not bool((torch.maximum(high, -low) <= LARGEST_WEIGHT).all()):  # NaN compares false, too
-                raise _unusable(weight[start : start + step], start)
+            if not bool((torch.maximum(high, -low) <= self.largest).all()):  # NaN compares false, too
+                raise unusable(weight[start : start + step], start, self.largest)
             scale, zero = choose(tiles, low, high)
             scales[start : start + step] = scale.view(-1, groups)
             if zeros is not None and zero is not None:
@@ -105,6 +129,15 @@ class Int4:
             weight[start : start + step] = values.mul_(self._across(scales[start : start + step], columns))
         return weight
 
+    def squared_error(
+        self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None = None
+    ) -> tuple[float, float]:
+        """Sums of squares of errors and of weights; see `scheme.squared_error`."""
+        loops = replace(self, method="rtn")._loops(weight)  # how the numbers were chosen does not matter here
+        if loops is not None:
+            return loops.squared_error(self, weight, codes, scales, zeros)
+        return squared_error(weight, self.dequantize(codes, scales, zeros, torch.float32))
+
     def bound(self, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Half a step inside the range of the codes; outside, the distance to its end, if the search could choose it.
 
@@ -121,7 +154,7 @@ class Int4:
         cut = torch.maximum(place - 7, -8 - place).mul_(step.abs())  # [N, K]; distance to the range, negative inside
         most = 1 - rules.SHORTEST * 7 / 8 * (1 - 2.0**-8)
         cut = torch.minimum(cut, most * self._across(self._spans(weight), columns))
-        return torch.maximum(step.abs() / 2, cut).mul_(1 + 1e-5)
+        return torch.maximum(step.abs() / 2, cut).add_(self.most_moved * step.abs()).mul_(1 + 1e-5)
 
     def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What no tool can have written on purpose; empty if all is well.
@@ -151,11 +184,14 @@ class Int4:
             if len(where := mask.nonzero())
         ]
 
+    def _loops(self, weight: Tensor) -> fused.Loops | None:
+        return None if self.scale_type == "f16" else fused.loops_for(self, "int4", weight)
+
     def _across(self, values: Tensor, columns: int) -> Tensor:
         """[N, G] to fp32 [N, K]."""
         return values.float().repeat_interleave(self.group, dim=1)[:, :columns]
 
-    def _padded(self, importance: Tensor | None) -> Tensor | None:
+    def padded(self, importance: Tensor | None) -> Tensor | None:
         """[K] to [G, group]; what is no input has no importance."""
         if importance is None:
             return None
@@ -193,7 +229,7 @@ def make(group: int, *, scales: str = "bf16", method: str | None = None, asymmet
     return Int4(group, scales, method, asymmetric)
 
 
-def _unusable(stripe: Tensor, first_row: int) -> UnusableWeight:
+def unusable(stripe: Tensor, first_row: int, largest: float) -> UnusableWeight:
     """The first value of the stripe [step, K] that is NaN, infinite or too large."""
-    row, column = (~(stripe.float().abs() <= LARGEST_WEIGHT)).nonzero()[0].tolist()
+    row, column = (~(stripe.float().abs() <= largest)).nonzero()[0].tolist()
     return UnusableWeight(first_row + row, column, float(stripe[row, column]))

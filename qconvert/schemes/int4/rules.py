@@ -75,12 +75,12 @@ class WeightedSums(Sums):
 
     def __init__(self, importance: Tensor) -> None:
         largest = importance.amax(-1, keepdim=True)
-        # A group whose inputs were never active has no preference.
-        self._importance = torch.where(largest > 0, (importance / largest * self.STEPS).round(), 1.0)
+        # A group whose inputs were never active has no preference. fp64 [G, group]
+        self.importance = torch.where(largest > 0, (importance / largest * self.STEPS).round(), 1.0)
 
     def prepare(self, tiles: Tensor) -> None:
         """The importance of a row's groups repeats for every row."""
-        self._weights = self._importance.repeat(len(tiles) // len(self._importance), 1)
+        self._weights = self.importance.repeat(len(tiles) // len(self.importance), 1)
         self._weighted = self._weights * tiles
         self._products = torch.empty_like(self._weights)
 

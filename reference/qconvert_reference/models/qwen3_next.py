@@ -17,7 +17,7 @@ from torch import Tensor
 from qconvert_reference.cache import Cache, LayerState
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.layer import DecoderLayer, LayerOutput
-from qconvert_reference.linear import Load, Numerics, load_tensor, make_linear
+from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.moe import RouterTrace
 from qconvert_reference.mtp import MtpHead
 from qconvert_reference.norm import rms_norm
@@ -53,7 +53,7 @@ class Head:
         self.eps = config.rms_norm_eps
         self.norm = load_tensor(load, "model.norm.weight")
         name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self.lm_head = make_linear(load(name), numerics)
+        self.lm_head = load_linear(load, name, numerics)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """The final norm, [B, T, H]."""

@@ -37,13 +37,20 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--activations",
-    type=click.Choice(["auto", "none", "fp8-group128"]),
+    type=click.Choice(["auto", "none", "fp8-group128", "fp8-token"]),
     default="auto",
     show_default=True,
     help="How candidates quantize activations; auto: as their config.json asks engines to.",
 )
 @click.option("--weight-only", is_flag=True, help="Short for --activations none.")
 @task_options
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "torch", "triton"]),
+    default="auto",
+    show_default=True,
+    help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
+)
 @budget_option
 @baseline_option
 @click.option(
@@ -64,15 +71,16 @@ def compare(
     activations: str,
     weight_only: bool,
     tasks: TaskSettings | None,
+    kernels: str,
     budget_file: Path | None,
     baseline: Path | None,
     report_folder: Path | None,
     as_json: bool,
 ) -> None:
     """Measure how far conversions drift from BF16, and judge it."""
-    named = _named_candidates({"fp8": fp8, "int4": int4}, candidates)
-    if weight_only and activations == "fp8-group128":
-        raise UserError("--weight-only contradicts --activations fp8-group128", fix="give one of them")
+    named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
+    if weight_only and activations.startswith("fp8"):
+        raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
     judging = Judging(budget_file, baseline, report_folder)
     with extra_for("compare"):
@@ -91,14 +99,17 @@ def compare(
             draft_tokens=draft_tokens,
             activations=chosen,
             tasks=tasks,
+            kernels=kernels,
             progress=progress,
         )
     results.tool["command"] = _command_line()
     finish(ctx, results, judging, as_json)
 
 
-def _named_candidates(known: Mapping[str, str | None], candidates: tuple[str, ...]) -> dict[str, str]:
-    """Lane name -> source."""
+def named_candidates(
+    known: Mapping[str, str | None], candidates: tuple[str, ...], *, needed: bool = True
+) -> dict[str, str]:
+    """Lane name -> source; refuses to give none where one is needed."""
     pairs = [(name, path) for name, path in known.items() if path is not None]
     for one in candidates:
         name, equals, path = one.partition("=")
@@ -108,7 +119,7 @@ def _named_candidates(known: Mapping[str, str | None], candidates: tuple[str, ..
     named = dict(pairs)
     if len(named) != len(pairs):
         raise UserError("two candidates have the same name", found=", ".join(name for name, _ in pairs))
-    if not named:
+    if needed and not named:
         raise UserError("there is nothing to compare with", fix="give --fp8 DST, --int4 DST or --candidate NAME=PATH")
     return named
 

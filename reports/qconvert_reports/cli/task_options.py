@@ -23,7 +23,9 @@ OPTIONS = (
         help="A folder of one's own lm-eval tasks (YAML); its code is run. May be repeated.",
     ),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N documents of each task."),
-    click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples in each prompt; default: as the task says."),
+    click.option(
+        "--num-fewshot", type=click.IntRange(min=0), help="Examples in each prompt; default: as the task says."
+    ),
     click.option("--apply-chat-template", is_flag=True, help="Render prompts with the checkpoint's chat template."),
     click.option(
         "--reasoning-parser",
@@ -33,7 +35,9 @@ OPTIONS = (
         help="Take the model's thought off before an answer is scored.",
     ),
     click.option(
-        "--max-gen-toks", type=click.IntRange(min=1), help="Longest output, thought included; default: as the task says."
+        "--max-gen-toks",
+        type=click.IntRange(min=1),
+        help="Longest output, thought included; default: as the task says.",
     ),
 )
 
@@ -70,7 +74,9 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         else:
             idle = [name for name, value in given.items() if value not in (None, (), False, "none")]
             if idle:
-                raise UserError(f"--{idle[0].replace('_', '-')} says how to run tasks, but none is named", fix="give --tasks")
+                raise UserError(
+                    f"--{idle[0].replace('_', '-')} says how to run tasks, but none is named", fix="give --tasks"
+                )
         return command(*args, tasks=tasks, **others)
 
     for option in reversed(OPTIONS):

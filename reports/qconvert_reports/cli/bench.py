@@ -1,0 +1,100 @@
+"""`qconvert bench latency`: time and memory of the lanes by length of context.
+
+Further benchmarks join the group here; each imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from qconvert.errors import UserError
+from qconvert_reports.cli.compare import named_candidates
+from qconvert_reports.cli.finish import extra_for
+
+if TYPE_CHECKING:
+    from qconvert_evals.metrics.found import Found
+
+COLUMNS = {
+    "prefill": "prefill s",
+    "prefill_speed": "prefill tokens/s",
+    "decode": "decode s",
+    "verify": "verify s",
+    "draft": "draft s",
+    "tokens_per_step": "tokens per step",
+    "mtp_speed_up": "speed-up by MTP",
+    "cache_bytes": "cache",
+}
+
+
+@click.group()
+def bench() -> None:
+    """Time and memory: `bench latency` for the lanes of a comparison."""
+
+
+@bench.command()
+@click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id.")
+@click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
+@click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
+@click.option(
+    "--candidate", "candidates", multiple=True, metavar="NAME=PATH", help="Another conversion; may be repeated."
+)
+@click.option("--data", metavar="SPEC", help="Text to read: file.txt, file.jsonl or a hub data set.")
+@click.option(
+    "--contexts", default="128,512,2048", show_default=True, metavar="N,…", help="Lengths of context, in tokens."
+)
+@click.option(
+    "--draft-tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Draft steps of the MTP head."
+)
+@click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens to decode.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed rounds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
+def latency(
+    base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None, contexts: str,
+    draft_tokens: int, new_tokens: int, rounds: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Prefill, decode and speculative decoding of each lane, by length of context.
+
+    Times are those of the reference model on this machine: compare lanes and lengths with one another, not with an
+    engine.
+    """
+    named = named_candidates({"fp8": fp8, "int4": int4}, candidates, needed=False)
+    with extra_for("bench latency"):
+        from qconvert.checkpoint import resolve_source
+        from qconvert_evals.data import load_documents
+        from qconvert_evals.latency import LatencySettings, run
+        from qconvert_reports.stages import StageProgress
+    settings = LatencySettings(parse_contexts(contexts), draft_tokens, new_tokens, rounds)
+    paths = {name: resolve_source(source) for name, source in named.items()}
+    with StageProgress() as progress:
+        found = run(resolve_source(base), paths, load_documents(data), settings, progress)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for one in found for row in one.measurements], indent=1))
+    else:
+        click.echo("\n".join(latency_lines(found)))
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """`128,512` to numbers, rising."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError("--contexts are lengths in tokens", expected="numbers such as 128,512,2048", found=text)
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def latency_lines(found: list[Found]) -> list[str]:
+    """One line a lane and length, the columns aligned."""
+    from qconvert_reports.labels import show_value
+
+    table = [["lane", "context", *COLUMNS.values()]]
+    for one in found:
+        rows = {(row.name, row.slice): row for row in one.measurements}
+        for at in dict.fromkeys(slice_ for _, slice_ in rows if slice_ != "all"):
+            cells = [rows[f"latency.{name}", at] for name in COLUMNS]
+            shown = [show_value(cell.value, cell.unit) for cell in cells]
+            table.append([one.lane, at.removeprefix("context="), *shown])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table]

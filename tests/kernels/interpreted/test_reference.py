@@ -1,0 +1,103 @@
+"""The reference on the kernels: linear layers and experts against the torch ones, and a verdict that stays the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qconvert.quantization import quantize
+from qconvert.schemes import get_scheme
+from qconvert_evals.compare import compare
+from qconvert_evals.small_model_files import small_model_path
+from qconvert_evals.speculation import LiveSettings
+from qconvert_reference.kernels import KernelProduct
+from qconvert_reference.lane import Lane
+from qconvert_reference.linear import KernelLinear, Numerics, make_linear, round_activations
+from qconvert_reports.budget import default_budget
+from qconvert_reports.drift import settle
+from tests.tiny import tiny_config, write_tiny_checkpoint
+
+CASES = [
+    ("fp8-block128", {}, "none"),
+    ("fp8-block128", {}, "fp8-group128"),
+    ("int4-g32", {}, "none"),
+    ("int4-g128", {"asymmetric": True}, "none"),
+]
+
+
+@pytest.mark.parametrize("scheme, options, activations", CASES)
+def test_linear_layers(scheme: str, options: dict[str, bool], activations: str) -> None:
+    """Against fp64 on the same factors: fp32 sums of K products, then half a step of bf16, 2^-8 of the result."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 384, generator=generator).bfloat16()
+    x = torch.randn(2, 5, 384, generator=generator).bfloat16()
+    numbers = get_scheme(scheme, **options).quantize(weight)
+    layer = make_linear(numbers, Numerics(activations=activations, kernels="triton"))  # type: ignore[arg-type]
+    assert isinstance(layer, KernelLinear)
+    entering = (round_activations(x) if activations != "none" else x).double()
+    exact = entering @ numbers.dequantize(torch.float32).double().T
+    sizes = entering.abs() @ numbers.dequantize(torch.float32).double().abs().T
+    bound = 384 * 2.0**-24 * sizes + 2.0**-8 * exact.abs()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16 and y.shape == (2, 5, 200)
+    assert bool(((y.double() - exact).abs() <= bound).all())
+
+
+def test_what_no_kernel_computes_stays_in_torch() -> None:
+    numbers = get_scheme("int4-g32").quantize(torch.randn(64, 128).bfloat16())
+    for numerics in (
+        Numerics(torch.float32, kernels="triton"),
+        Numerics(activations="fp8-token", kernels="triton"),
+        Numerics(accumulation="split", kernels="triton"),
+        Numerics(kernels="torch"),
+    ):
+        assert not isinstance(make_linear(numbers, numerics), KernelLinear)
+    assert not isinstance(make_linear(torch.randn(64, 128), Numerics(kernels="triton")), KernelLinear)
+
+
+@pytest.mark.parametrize("scheme, options, activations", CASES)
+def test_experts_together_as_one_by_one(
+    scheme: str, options: dict[str, bool], activations: str, tmp_path: Path
+) -> None:
+    """A whole layer's experts; bf16 between the products differs by a rounding, so the bound is on the norm."""
+    config = tiny_config(num_hidden_layers=1, layer_types=["linear_attention"], num_experts=5, num_experts_per_tok=2)
+    source = write_tiny_checkpoint(tmp_path / "bf16", config)
+    quantize(source, tmp_path / "out", scheme=scheme, **options)  # type: ignore[arg-type]
+    numerics = Numerics(activations=activations)  # type: ignore[arg-type]
+    torch_lane, lane = (
+        Lane.open(name, tmp_path / "out", replace(numerics, kernels=name)) for name in ("torch", "triton")
+    )
+    one_by_one, together = torch_lane.layer(0).mlp, lane.layer(0).mlp
+    assert together.grouped is not None and one_by_one.grouped is None
+    x = torch.randn(1, 7, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    wanted, routes = one_by_one(x)
+    found, same = together(x)
+    assert torch.equal(routes.experts, same.experts)
+    error = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    assert float(error) < 2.0**-6  # a few roundings to bf16 (2^-9 each) one after the other
+
+
+def test_the_kernel_sees_any_leading_dimensions() -> None:
+    numbers = get_scheme("fp8-block128").quantize(torch.randn(128, 128).bfloat16())
+    product, x = KernelProduct(numbers, "none"), torch.randn(2, 3, 128).bfloat16()
+    assert torch.equal(product(x).view(6, 128), product(x.view(6, 128)))
+
+
+@pytest.mark.slow
+def test_the_verdict_is_that_of_torch(tmp_path: Path) -> None:
+    """A short run of the trained model: every check comes out the same, whoever multiplies."""
+    source = small_model_path()
+    quantize(source, tmp_path / "fp8")
+
+    def verdict(kernels: str) -> list[tuple[str, str]]:
+        results = compare(
+            source, {"fp8": tmp_path / "fp8"}, tokens=64, seq_len=32, live=LiveSettings(prompts=0), kernels=kernels
+        )
+        settle(results, default_budget())
+        assert results.verdict is not None
+        lane = next(lane for lane in results.lanes if lane.name == "fp8")
+        assert lane.numerics["kernels"] == kernels
+        return [(row.rule, row.status) for row in results.verdict.rows]
+
+    assert verdict("triton") == verdict("torch")
