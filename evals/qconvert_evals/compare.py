@@ -145,7 +145,8 @@ class _Comparison:
             vocab_size=lane.config.vocab_size,
         )
         large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
-        tasks = settings.tasks and Benchmarks.prepare(settings.tasks, (lane, *others), large)
+        asked = settings.tasks
+        tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
         return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
 
     def run(self) -> None:

@@ -10,8 +10,8 @@ texts alone:
     code     a held-out source file broken off at a line's end; the choices are its next lines and those of other files
     context  the end of a held-out text behind N tokens of what stands before it
 
-Generated documents have seeds of their own, which neither training nor the held-out texts used. Prose is measured on the
-held-out texts themselves. Left out: a needle in a long text. The small model cannot look anything up that stands more
+Generated documents have seeds of their own, which neither training nor the held-out texts used. Prose is measured on
+the held-out texts themselves. Left out: a needle in a long text. The small model cannot look anything up that stands more
 than a few words back, and a task at chance shows no damage.
 """
 

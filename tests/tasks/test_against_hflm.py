@@ -1,4 +1,4 @@
-"""lm-eval's numbers on the shipped tasks beside those of its own transformers model (HFLM), sample by sample, in fp32."""
+"""The shipped tasks beside lm-eval's own transformers model (HFLM), sample by sample, in fp32."""
 
 from typing import Any
 

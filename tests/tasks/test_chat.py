@@ -10,7 +10,8 @@ from qconvert.errors import UserError
 from qconvert_evals.tasks.chat import ChatTemplate, find_template
 
 QWEN = (
-    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}\n"
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+    "{%- endif %}\n"
     "{%- for message in messages %}\n"
     "    {%- if message.role == 'system' %}{%- continue %}{%- endif %}\n"
     "    {%- set content = message.content %}\n"
@@ -22,7 +23,8 @@ QWEN = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
 )
 TRIMMING = (
-    "{{ bos_token }}{% for m in messages %}{% generation %}[{{ m['role'] }}] {{ m['content'] | trim }}{% endgeneration %}"
+    "{{ bos_token }}{% for m in messages %}{% generation %}[{{ m['role'] }}] {{ m['content'] | trim }}"
+    "{% endgeneration %}"
     "{{ {'a': '<ü>'} | tojson }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 NO_SYSTEM = (

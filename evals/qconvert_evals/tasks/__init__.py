@@ -1,4 +1,4 @@
-"""Benchmarks: lm-eval's tasks run on every lane with the same samples, joined document by document and compared in pairs.
+"""Benchmarks: lm-eval's tasks on every lane with the same samples, joined document by document, compared in pairs.
 
     settings       what to run                      tokenizing, chat   text to tokens, messages to text
     loading        finds tasks and their data       scoring, decoding  tokens to log-likelihoods, tokens to tokens

@@ -2,8 +2,8 @@
 
     chat_template.jinja, else `chat_template` of tokenizer_config.json (of several, the one called "default")
 
-A template is code from a checkpoint. It runs in jinja2's immutable sandbox: no attribute that leads to Python, no change
-of what it was given. Its names: messages, add_generation_prompt, tools and documents (none), the special tokens,
+A template is code from a checkpoint. It runs in jinja2's immutable sandbox: no attribute that leads to Python, no
+change of what it was given. Its names: messages, add_generation_prompt, tools and documents (none), the special tokens,
 raise_exception and strftime_now.
 
 Left out: tools, documents, and a named template other than the default.

@@ -5,11 +5,11 @@ step feeds one token per row, its own next prompt token while it has one and the
 padded, which the state of a Gated DeltaNet layer would remember. Rows that are done leave the batch.
 
     greedy     argmax
-    sampled    softmax(logits / temperature), cut to the top_k most likely, then to the fewest that together reach top_p;
+    sampled    softmax(logits / temperature), cut to the top_k most likely, then to the fewest that reach top_p;
                the token where the running sum passes a uniform number
 
-The uniform numbers of a row depend on its seed alone, not on its neighbours or on the lane: two lanes draw with the same
-numbers, so that they differ by their probabilities and not by luck.
+The uniform numbers of a row depend on its seed alone, not on its neighbours or on the lane: two lanes draw with the
+same numbers, so that they differ by their probabilities and not by luck.
 
 Left out: drafting with the MTP head, which changes no greedy output (tested with the reference) and is slower here.
 """

@@ -38,7 +38,7 @@ ANSWER_TOKENS = 256  # lm-eval's default where a task names no length
 KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
 
-class LaneLM(TemplateLM):
+class LaneLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """One lane; `thoughts` and `cut` (requests that lost their beginning) fill while it runs."""
 
     def __init__(self, lane: Lane, settings: TaskSettings, begin: Begin) -> None:

@@ -28,9 +28,9 @@ SHIPPED = Path(__file__).parent / "shipped"
 class _Unreachable(Exception):
     """A data set that could not be read; carries its name."""
 
-    def __init__(self, name: str, part: str | None) -> None:
+    def __init__(self, name: str, part: str | None, cause: Exception) -> None:
         super().__init__(name)
-        self.name, self.part = name, part
+        self.name, self.part, self.found = name, part, f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def load_tasks(settings: TaskSettings) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _load(manager: Any, settings: TaskSettings) -> dict[str, Any]:
         raise UserError(
             f"a task needs the data set {error.name}{f' ({error.part})' if error.part else ''}, which cannot be read",
             where=", ".join(settings.names),
-            found=f"{type(error.__cause__).__name__}: {first_line(error.__cause__)}" if error.__cause__ else None,
+            found=error.found,
             fix=f'with a network, run once: python -c "import datasets; datasets.load_dataset({wanted})"; '
             "it is then read from the cache in HF_HOME",
         ) from error
@@ -89,7 +89,7 @@ def _data_sets_by_name() -> Iterator[None]:
         try:
             return real(path, name, **settings)
         except Exception as error:  # offline, unknown, gated: `datasets` has no common class for them
-            raise _Unreachable(path, name) from error
+            raise _Unreachable(path, name, error) from error
 
     datasets.load_dataset = load
     try:

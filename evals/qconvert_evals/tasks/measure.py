@@ -65,7 +65,8 @@ class Values:
     def influence(self) -> Array:
         """[n]: the score's first-order change when one document is weighed more, times n."""
         error = self.sums - self.ratio * self.counts
-        return self.shape.slope(self.ratio) * error * (len(error) / self.counts.sum())
+        influence: Array = self.shape.slope(self.ratio) * error * (len(error) / float(self.counts.sum()))
+        return influence
 
     def estimate(self) -> Estimate:
         """The score with its interval."""

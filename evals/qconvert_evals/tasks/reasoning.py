@@ -7,8 +7,8 @@
                   Without any of them the model answered at once, and everything is answer
     deepseek-r1   every output begins inside a thought, tag or not, unless the prompt itself closed it
 
-The answer is what follows the last closing tag, without the white space in front. A thought that never ends was cut off:
-it has no answer ("" is scored, and counted as cut off), whatever the thought says. A new thought opened behind the
+The answer is what follows the last closing tag, without the white space in front. A thought that never ends was cut
+off: it has no answer ("" is scored, and counted as cut off), whatever the thought says. A new thought opened behind the
 last closing tag and not closed is one as well; what stood before it stays the answer.
 
 The prompt opens a thought when it ends with the tag (a chat template may do that), and closes it when it ends with the
@@ -27,7 +27,7 @@ PARSERS = ("none", "qwen3", "deepseek-r1")
 
 @dataclass(frozen=True)
 class Parsed:
-    """An output taken apart; `thought` is None where the model did not think, `cut_off` where the thought has no end."""
+    """An output taken apart; `thought` is None where there is none, `cut_off` says that it has no end."""
 
     answer: str
     thought: str | None = None

@@ -16,8 +16,8 @@ FEWSHOT_SEED = 1234  # lm-eval's own default
 class TaskSettings:
     """Tasks and how they are run; the same for every lane.
 
-    `limit` takes the first documents of each task. `num_fewshot` None leaves what the task says. `max_gen_toks` replaces
-    what tasks say about the length of an answer, thought included.
+    `limit` takes the first documents of each task. `num_fewshot` None leaves what the task says. `max_gen_toks`
+    replaces what tasks say about the length of an answer, thought included.
     """
 
     names: tuple[str, ...]

@@ -6,7 +6,8 @@
     bench.<task>.<metric>_lost, _gained shares of documents that flipped
     bench.<task>.thought_tokens, .thought_cut_off      with a reasoning parser
 
-`figures["tasks"]` holds the same row by row, and what ran: settings, version of lm-eval, chat templates, requests that lost their beginning, the documents that flipped.
+`figures["tasks"]` holds the same row by row, and what ran: settings, version of lm-eval, chat templates, requests that
+lost their beginning, the documents that flipped.
 
 lm-eval is imported in here and not above: a comparison without tasks does not need it.
 """
@@ -47,7 +48,7 @@ class Benchmarks:
 
     @classmethod
     def prepare(cls, settings: TaskSettings, lanes: Sequence[Lane], too_large: str) -> Benchmarks:
-        """Everything that can be wrong is said here; `too_large` is why whole models cannot be held in memory, or ""."""
+        """Everything that can be wrong is said here; `too_large` says why no whole model fits in memory, or ""."""
         require_lm_eval()
         from qconvert_evals.tasks.loading import load_tasks
 
@@ -120,7 +121,7 @@ class Table:
     def _keys(self) -> dict[Key, list[Key]]:
         """Every metric of a task, and of a group whose score is that of its documents together."""
         keys = {key: [key] for key in self.runs[0].series}
-        for group, aggregate in self.runs[0].groups.items():
+        for group in self.runs[0].groups:
             parts = [Key(task, group.metric, group.filter) for task in self.runs[0].members.get(group.task, [])]
             if parts and all(part in keys for part in parts):
                 keys[group] = parts
