@@ -11,7 +11,7 @@ texts alone:
     context  the end of a held-out text behind N tokens of what stands before it
 
 Generated documents have seeds of their own, which neither training nor the held-out texts used. Prose is measured on
-the held-out texts themselves. Left out: a needle in a long text. The small model cannot look anything up that stands more
+the held-out texts themselves. Left out: a needle in a long text. The small model cannot look up what stands more
 than a few words back, and a task at chance shows no damage.
 """
 
