@@ -6,7 +6,7 @@ can explain, and each candidate's measurement carries it as `noise_floor`. Stage
 
     weight_errors   tensors against tensors             predictions   logits against logits
     trunk           layer by layer, in lockstep         drafting      MTP acceptance, teacher-forced
-    speculation     MTP acceptance in a real loop
+    speculation     MTP acceptance in a real loop       tasks.stage   benchmarks, where tasks are asked for
 
 Judging is left out: `verdict` stays None, and reports/ fills it. Anything that could not be measured is in `missing`
 with its reason.
@@ -35,6 +35,8 @@ from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
 from qconvert_evals.results import NOISE_LANE, Measurement, Results
 from qconvert_evals.speculation import LiveSettings
+from qconvert_evals.tasks.settings import TaskSettings
+from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk
 from qconvert_reference.lane import Lane
 
@@ -56,6 +58,7 @@ class Settings:
     activations: str | None
     kernels: str
     live: LiveSettings
+    tasks: TaskSettings | None = None
 
 
 def compare(
@@ -69,13 +72,14 @@ def compare(
     activations: str | None = None,
     kernels: str = "auto",
     live: LiveSettings = LIVE,
+    tasks: TaskSettings | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Everything measured; UserError where the checkpoints cannot be compared.
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
-    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, live)
+    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -111,6 +115,7 @@ class _Comparison:
     tokenizer: Tokenizer
     stages: _Stages
     faults: dict[str, str]  # lane -> why it has no usable MTP head
+    benchmarks: Benchmarks | None
     found: list[Found] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -139,7 +144,10 @@ class _Comparison:
             seq_len=settings.seq_len,
             vocab_size=lane.config.vocab_size,
         )
-        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults)
+        large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
+        asked = settings.tasks
+        tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
+        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
 
     def run(self) -> None:
         """All stages."""
@@ -152,6 +160,9 @@ class _Comparison:
         for track in tracks[1:]:
             self.found += [router.result(track.router), hidden.result(track.errors)]
         self._live()
+        if self.benchmarks is not None:
+            found, self.figures["tasks"] = self.benchmarks.run((self.base, *self.others), self.stages.begin)
+            self.found += found
 
     def _weights(self) -> None:
         for lane in (self.base, *self.others):
@@ -200,7 +211,7 @@ class _Comparison:
         lanes = (self.base, *self.others)
         tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
         for lane in lanes:
-            why = self._headless(lane) or self._too_large(lane)
+            why = self._headless(lane) or _too_large(lane)
             if why:
                 self.found.append(live_metric.absent(lane.name, steps, why))
                 continue
@@ -212,12 +223,6 @@ class _Comparison:
         if lane.name in self.faults:
             return self.faults[lane.name]
         return "" if lane.has_mtp else "the checkpoint has no MTP head"
-
-    def _too_large(self, lane: Lane) -> str:
-        size = _bytes(lane)
-        if size <= LIVE_BYTES:
-            return ""
-        return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
 
     def results(self) -> Results:
         """The record, noise floors filled in."""
@@ -249,6 +254,14 @@ class _Comparison:
             "draft_tokens": settings.draft_tokens,
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
+
+
+def _too_large(lane: Lane) -> str:
+    """Why a lane cannot generate, "" if it can."""
+    size = _bytes(lane)
+    if size <= LIVE_BYTES:
+        return ""
+    return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
 
 
 def _bytes(lane: Lane) -> int:

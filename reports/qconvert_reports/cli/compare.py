@@ -6,11 +6,16 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qconvert.errors import UserError
 from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.task_options import task_options
+
+if TYPE_CHECKING:
+    from qconvert_evals.tasks.settings import TaskSettings
 
 
 @click.command()
@@ -38,6 +43,7 @@ from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget
     help="How candidates quantize activations; auto: as their config.json asks engines to.",
 )
 @click.option("--weight-only", is_flag=True, help="Short for --activations none.")
+@task_options
 @click.option(
     "--kernels",
     type=click.Choice(["auto", "torch", "triton"]),
@@ -64,6 +70,7 @@ def compare(
     draft_tokens: int,
     activations: str,
     weight_only: bool,
+    tasks: TaskSettings | None,
     kernels: str,
     budget_file: Path | None,
     baseline: Path | None,
@@ -91,6 +98,7 @@ def compare(
             seq_len=seq_len,
             draft_tokens=draft_tokens,
             activations=chosen,
+            tasks=tasks,
             kernels=kernels,
             progress=progress,
         )

@@ -1,0 +1,67 @@
+"""The shipped tasks beside lm-eval's own transformers model (HFLM), sample by sample, in fp32."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from qconvert_evals.small_model_files import small_model_path
+from qconvert_evals.tasks.language_model import LaneLM
+from qconvert_evals.tasks.loading import load_tasks
+from qconvert_evals.tasks.settings import TaskSettings
+from qconvert_reference.lane import Lane
+from qconvert_reference.linear import Numerics
+from tests.tasks.conftest import quiet
+
+DOCUMENTS = {"small_math": [1], "small_recall": [0], "small_code": [0], "small_prose": [0, 1], "small_context_32": [0]}
+SETTINGS = TaskSettings(tuple(DOCUMENTS))
+# Both are sums of fp32 log-probabilities; the logits of both models differ by up to 1e-4 (test_against_transformers),
+# a log-probability by at most twice that, and a text has up to 900 tokens whose errors have either sign.
+PER_TOKEN = 2e-4
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    return huggingface.HFLM(pretrained=str(small_model_path()), dtype="float32", device="cpu", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def samples(theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    from lm_eval.evaluator import evaluate
+
+    loaded = load_tasks(SETTINGS)
+    expected = evaluate(lm=theirs, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"]
+    ours = LaneLM(Lane.open("fp32", small_model_path(), Numerics(torch.float32)), SETTINGS, quiet)
+    return evaluate(lm=ours, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"], expected
+
+
+@pytest.mark.parametrize("task", SETTINGS.names)
+def test_every_sample_is_that_of_transformers(task: str, samples: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    ours, expected = (one[task] for one in samples)
+    assert len(ours) == len(expected) == len(DOCUMENTS[task])
+    for own, wanted in zip(ours, expected, strict=True):
+        assert (own["doc_hash"], own["prompt_hash"]) == (wanted["doc_hash"], wanted["prompt_hash"])
+        assert own["metrics"] == wanted["metrics"]
+        for answers, others in zip(own["resps"], wanted["resps"], strict=True):
+            same_answer(answers[0], others[0], own["arguments"])
+
+
+def same_answer(own: Any, wanted: Any, arguments: Any) -> None:
+    if isinstance(own, str):
+        assert own == wanted and own
+        return
+    if isinstance(own, tuple):
+        assert own[1] == wanted[1]
+        own, wanted = own[0], wanted[0]
+    longest = max(len(part) for args in arguments for part in args if isinstance(part, str))
+    assert abs(own - wanted) < PER_TOKEN * longest and own < -0.01
+
+
+def test_encoding_is_that_of_transformers(theirs: Any) -> None:
+    ours = LaneLM(Lane.open("fp32", small_model_path(), Numerics(torch.float32)), SETTINGS, quiet)
+    assert (ours.prefix_token_id, ours.max_length) == (theirs.prefix_token_id, theirs.max_length)
+    for text in ("a b", " a\n\n  b", "<|endoftext|>a", "ünï<|endoftext|>", ""):
+        assert ours.tok_encode(text) == theirs.tok_encode(text), text
+    for context, continuation in (("a ", "b"), ("Question:", " yes"), ("x\n\n", "\ny"), ("let a =", " 12")):
+        assert ours._encode_pair(context, continuation) == theirs._encode_pair(context, continuation)
