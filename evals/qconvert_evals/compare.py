@@ -38,6 +38,7 @@ from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk
+from qconvert_reference.device import choose_device, describe, memory_for_weights
 from qconvert_reference.lane import Lane
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -45,7 +46,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 WORST = 20
 LIVE = LiveSettings()
 WORST_TABLES = {"weights_worst": weights_metric.worst, "weights_worst_blocks": weights_metric.worst_blocks}
-LIVE_BYTES = 8 << 30  # weights of a model that may be held in memory as a whole, for generation
+LIVE_BYTES = 8 << 30  # weights of a model that may be held in a CPU's memory as a whole, for generation
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Settings:
     draft_tokens: int
     activations: str | None
     kernels: str
+    device: torch.device
     live: LiveSettings
     tasks: TaskSettings | None = None
 
@@ -71,6 +73,7 @@ def compare(
     draft_tokens: int = 3,
     activations: str | None = None,
     kernels: str = "auto",
+    device: str | torch.device = "cpu",
     live: LiveSettings = LIVE,
     tasks: TaskSettings | None = None,
     progress: Progress | None = None,
@@ -79,7 +82,8 @@ def compare(
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
-    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, live, tasks)
+    where = choose_device(device) if isinstance(device, str) else device
+    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, where, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -129,7 +133,7 @@ class _Comparison:
         progress: Progress | None,
     ) -> _Comparison:
         """Open and check everything before anything is computed."""
-        lane, others = open_lanes(base, candidates, settings.activations, settings.kernels)
+        lane, others = open_lanes(base, candidates, settings.activations, settings.kernels, settings.device)
         faults = {}
         for other in others:
             check_comparable(lane, other)
@@ -143,7 +147,7 @@ class _Comparison:
             tokens=settings.tokens,
             seq_len=settings.seq_len,
             vocab_size=lane.config.vocab_size,
-        )
+        ).to(settings.device)
         large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
         asked = settings.tasks
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
@@ -252,16 +256,17 @@ class _Comparison:
             "domains": sorted({corpus.domains[number] for number in used}),
             "seq_len": settings.seq_len,
             "draft_tokens": settings.draft_tokens,
+            "device": describe(settings.device),
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
 
 
 def _too_large(lane: Lane) -> str:
     """Why a lane cannot generate, "" if it can."""
-    size = _bytes(lane)
-    if size <= LIVE_BYTES:
+    size, limit = _bytes(lane), memory_for_weights(lane.device, LIVE_BYTES)
+    if size <= limit:
         return ""
-    return f"generation needs all {size:,} bytes of weights in memory; the limit is {LIVE_BYTES:,}"
+    return f"generation needs all {size:,} bytes of weights in memory; the limit is {limit:,}"
 
 
 def _bytes(lane: Lane) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -45,7 +45,11 @@ class Batch:
 
     def mask(self, drop: int = 0) -> Tensor:
         """[B, T]: True where a token is followed by at least `drop` further ones in its sequence."""
-        return torch.arange(self.tokens.shape[1])[None] < (self.lengths[:, None] - drop)
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device)[None] < (self.lengths[:, None] - drop)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(one.to(device) for one in (self.tokens, self.lengths, self.documents, self.numbers)))
 
     def spread(self, values: Tensor) -> Tensor:
         """One value per sequence [B] to one per position [B, T]."""
@@ -59,6 +63,10 @@ class Corpus:
     documents: Sequence[Document]
     sequences: Sequence[Stretch]
     batches: Sequence[Batch]
+
+    def to(self, device: torch.device) -> Corpus:
+        """The same corpus with its batches on a device."""
+        return replace(self, batches=[batch.to(device) for batch in self.batches])
 
     @property
     def domains(self) -> list[str]:

@@ -27,8 +27,9 @@ from qconvert.formats import Weights
 from qconvert.manifest import Manifest
 from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.results import LaneIdentity
+from qconvert_reference.device import describe
 from qconvert_reference.kernels import choose_kernels
-from qconvert_reference.lane import Lane
+from qconvert_reference.lane import CPU, Lane
 from qconvert_reference.linear import Numerics
 
 TRUST_BYTES = 1 << 30
@@ -91,7 +92,7 @@ def lane_identity(lane: Lane, role: str) -> LaneIdentity:
         files=file_hashes(checkpoint, manifest),
         recipe=_recipe(lane.weights, manifest),
         numerics=_numerics(lane.numerics),
-        versions=versions(),
+        versions=versions(lane.device),
     )
 
 
@@ -123,10 +124,10 @@ def _numerics(numerics: Numerics) -> dict[str, Any]:
     return {key: value if isinstance(value, (str, bool)) else str(value) for key, value in asdict(numerics).items()}
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device = CPU) -> dict[str, str]:
     """Versions of everything that could change a number."""
     found = {name: importlib.metadata.version(name) for name in MEASURED_WITH}
-    return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device()}
+    return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device(device)}
 
 
 def asked_activations(block: Mapping[str, Any]) -> tuple[Activations, str]:
@@ -149,13 +150,17 @@ def asked_activations(block: Mapping[str, Any]) -> tuple[Activations, str]:
     return next(((kind, schemes) for schemes, kind in asked.items()), ("none", ""))
 
 
-def _device() -> str:
-    return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+def _device(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    return f"{describe(device)}, CUDA {torch.version.cuda}"
 
 
-def choose_numerics(weights: Weights, *, activations: str | None = None, kernels: str = "auto") -> Numerics:
+def choose_numerics(
+    weights: Weights, *, activations: str | None = None, kernels: str = "auto", device: torch.device = CPU
+) -> Numerics:
     """BF16 arithmetic; eight-bit activations where the checkpoint asks engines for them, or where the caller does."""
-    chosen = choose_kernels(kernels)
+    chosen = choose_kernels(kernels, device)
     if activations is not None:
         found = next((kind for kind in KINDS if kind == activations), None)
         if found is None:

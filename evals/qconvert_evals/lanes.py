@@ -6,18 +6,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from qconvert.errors import UserError
 from qconvert.formats import open_weights
 from qconvert_evals.identity import choose_numerics
 from qconvert_evals.results import BASE_LANE, NOISE_LANE
-from qconvert_reference.lane import Lane
+from qconvert_reference.lane import CPU, Lane
 
 
 def open_lanes(
-    base: Path, candidates: Mapping[str, str | Path], activations: str | None = None, kernels: str = "auto"
+    base: Path,
+    candidates: Mapping[str, str | Path],
+    activations: str | None = None,
+    kernels: str = "auto",
+    device: torch.device = CPU,
 ) -> tuple[Lane, list[Lane]]:
-    """The base, and the noise lane followed by the candidates; `activations` None is what each config.json asks for,
-    `kernels` who computes the products of quantized weights."""
+    """The base, and the noise lane followed by the candidates, all on one device; `activations` None is what each
+    config.json asks for, `kernels` who computes the products of quantized weights."""
     taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
     if taken:
         raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
@@ -26,10 +32,11 @@ def open_lanes(
     weights = open_weights(base)
     if weights.quantized:
         raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
-    numerics = choose_numerics(weights, kernels=kernels)
-    lane = Lane.open(BASE_LANE, weights, numerics)
-    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"))]
+    numerics = choose_numerics(weights, kernels=kernels, device=device)
+    lane = Lane.open(BASE_LANE, weights, numerics, device)
+    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"), device)]
     for name, path in candidates.items():
         opened = open_weights(Path(path))
-        others.append(Lane.open(name, opened, choose_numerics(opened, activations=activations, kernels=kernels)))
+        numerics = choose_numerics(opened, activations=activations, kernels=kernels, device=device)
+        others.append(Lane.open(name, opened, numerics, device))
     return lane, others

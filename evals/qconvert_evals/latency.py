@@ -40,8 +40,9 @@ from qconvert_evals.metrics.found import Found
 from qconvert_evals.results import BASE_LANE, NOISE_LANE
 from qconvert_evals.statistics import Estimate
 from qconvert_reference.cache import AttentionState, Cache, DeltaState
+from qconvert_reference.device import choose_device
 from qconvert_reference.generation import generate_speculative
-from qconvert_reference.lane import Lane
+from qconvert_reference.lane import CPU, Lane
 from qconvert_reference.models.qwen3_next import Model
 
 Clock = Callable[[], float]
@@ -78,9 +79,10 @@ def run(
     documents: Sequence[Document],
     settings: LatencySettings,
     progress: Callable[[str, int, int], None],
+    device: str = "cpu",
 ) -> list[Found]:
     """Open the lanes, join the documents to one text that is long enough, and measure."""
-    lanes = open_latency_lanes(base, candidates)
+    lanes = open_latency_lanes(base, candidates, choose_device(device))
     tokenizer = Tokenizer(base)
     tokens: list[int] = []
     for document in documents:
@@ -92,12 +94,12 @@ def run(
     return measure(lanes, tokens, settings, lambda: progress("latency", next(steps), total))
 
 
-def open_latency_lanes(base: Path, candidates: Mapping[str, Path]) -> list[Lane]:
+def open_latency_lanes(base: Path, candidates: Mapping[str, Path], device: torch.device = CPU) -> list[Lane]:
     """The base alone, or with its candidates; a noise lane has no time of its own."""
     weights = open_weights(base)
     if not candidates:
-        return [Lane.open(BASE_LANE, weights, choose_numerics(weights))]
-    first, others = open_lanes(base, candidates)
+        return [Lane.open(BASE_LANE, weights, choose_numerics(weights, device=device), device)]
+    first, others = open_lanes(base, candidates, device=device)
     for other in others:
         check_comparable(first, other)
     return [first, *(other for other in others if other.name != NOISE_LANE)]
@@ -144,7 +146,7 @@ def _time_round(
 ) -> None:
     """Each kind of call once behind the same context."""
     device = model.embed.table.device
-    batch = torch.tensor([tokens], device=device)  # [1, T]
+    batch = torch.tensor([tokens]).to(device)  # [1, T]
     cache = Cache.empty(model.config)
     seconds, out = _timed(clock, device, lambda: model.forward(batch, cache))
     times = {"prefill": seconds}

@@ -44,7 +44,8 @@ def measure(
         mask = batch.mask(drop=1)
         targets = batch.tokens.roll(-1, 1)[mask]
         documents = batch.spread(batch.documents)[mask]
-        places = (batch.spread(batch.numbers) * seq_len + torch.arange(batch.tokens.shape[1]))[mask]
+        along = torch.arange(batch.tokens.shape[1], device=mask.device)
+        places = (batch.spread(batch.numbers) * seq_len + along)[mask]
         normed = [track.normed[number][mask] for track in (base, *others)]  # each [n, H]
         for rows in row_slices(len(targets), base.lane.config.vocab_size):
             reference = logits_metric.log_probabilities(row_logits(base.lane, normed[0][rows]))

@@ -66,10 +66,10 @@ def measure(
         written.append([*start, *output.tokens])
         tick()
     if model.mtp is not None:
-        tokens = torch.tensor(written)
+        tokens = torch.tensor(written).to(lane.device)
         lengths = torch.full((len(written),), tokens.shape[1])
         documents = torch.tensor([prompt.document for prompt in prompts])
-        batch = Batch(tokens, lengths, documents, torch.arange(len(written)))
+        batch = Batch(tokens, lengths, documents, torch.arange(len(written))).to(lane.device)
         normed = model.forward(tokens).normed
         force_generated(lane, model.mtp, batch, normed, forced, settings.prompt_tokens)
     return counted, forced

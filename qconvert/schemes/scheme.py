@@ -96,6 +96,11 @@ class QuantizedWeight:
         zeros = None if self.zeros is None else self.zeros[first:last]
         return QuantizedWeight(self.scheme, self.codes[start:stop], self.scales[first:last], zeros)
 
+    def to(self, device: torch.device) -> "QuantizedWeight":
+        """The same numbers on a device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return QuantizedWeight(self.scheme, self.codes.to(device), self.scales.to(device), zeros)
+
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [N, K] that these numbers stand for."""
         return self.scheme.dequantize(self.codes, self.scales, self.zeros, dtype)

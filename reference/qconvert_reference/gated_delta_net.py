@@ -21,6 +21,7 @@ from torch import Tensor
 from qconvert_reference.cache import DeltaState
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.delta_rule import chunked_delta_rule, recurrent_delta_rule
+from qconvert_reference.kernels import fused_delta_rule
 from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
 from qconvert_reference.norm import gated_rms_norm, l2_norm
 
@@ -47,6 +48,7 @@ class GatedDeltaNet:
 
     def __init__(self, config: ModelConfig, prefix: str, load: Load, numerics: Numerics) -> None:
         self.config = config
+        self.fused_rule = fused_delta_rule(numerics)
         self.in_proj_qkvz = load_linear(load, f"{prefix}.in_proj_qkvz.weight", numerics)
         self.in_proj_ba = load_linear(load, f"{prefix}.in_proj_ba.weight", numerics)
         self.out_proj = load_linear(load, f"{prefix}.out_proj.weight", numerics)
@@ -60,9 +62,7 @@ class GatedDeltaNet:
         mixed, z, beta, g = self._project(x)
         before = (state.conv, state.recurrent) if state is not None else (None, None)
         mixed, conv = causal_conv(mixed, self.conv1d, before[0])
-        q, k, v = self._heads(mixed)
-        rule = recurrent_delta_rule if x.shape[1] <= RECURRENT_LIMIT else chunked_delta_rule
-        out, recurrent = rule(q, k, v, g, beta, before[1])  # [B, T, Hv, dv]
+        out, recurrent = self._rule(*self._heads(mixed), g, beta, before[1])  # [B, T, Hv, dv]
         if state is not None:
             state.advance(conv, recurrent, x.shape[1])
         return self.out_proj(gated_rms_norm(out, z, self.norm, self.config.rms_norm_eps).flatten(2))
@@ -82,10 +82,19 @@ class GatedDeltaNet:
         return mixed, z, b.flatten(2).sigmoid(), g
 
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Behind the convolution: q, k [B, T, Hk, dk] normalised and q scaled, v [B, T, Hv, dv]."""
+        """Behind the convolution: q, k [B, T, Hk, dk], v [B, T, Hv, dv]."""
         config = self.config
         keys = config.linear_num_key_heads * config.linear_key_head_dim
         q, k, v = torch.split(mixed, [keys, keys, mixed.shape[-1] - 2 * keys], -1)
         heads = (*mixed.shape[:2], -1, config.linear_key_head_dim)
-        q, k = l2_norm(q.reshape(heads)) * config.linear_key_head_dim**-0.5, l2_norm(k.reshape(heads))
-        return q, k, v.reshape(*mixed.shape[:2], -1, config.linear_value_head_dim)
+        return q.reshape(heads), k.reshape(heads), v.reshape(*mixed.shape[:2], -1, config.linear_value_head_dim)
+
+    def _rule(
+        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """y [B, T, Hv, dv] and the state behind, in one kernel or in torch."""
+        if self.fused_rule is not None:
+            return self.fused_rule(q, k, v, g, beta, state)
+        q, k = l2_norm(q) * self.config.linear_key_head_dim**-0.5, l2_norm(k)
+        rule = recurrent_delta_rule if q.shape[1] <= RECURRENT_LIMIT else chunked_delta_rule
+        return rule(q, k, v, g, beta, state)

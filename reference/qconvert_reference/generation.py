@@ -45,7 +45,11 @@ class Sampler:
     generator: torch.Generator | None = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Distribution over the vocabulary, fp64 [V]; all on the largest logit at temperature 0."""
+        """Distribution over the vocabulary, fp64 [V]; all on the largest logit at temperature 0.
+
+        It comes to the CPU, so that one generator draws the same tokens wherever the model runs.
+        """
+        logits = logits.cpu()
         if self.temperature == 0:
             return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, logits.argmax(), 1.0)
         return (logits.double() / self.temperature).softmax(-1)
@@ -173,4 +177,4 @@ def accept(sampler: Sampler, tokens: list[int], sources: list[Tensor], targets: 
 
 
 def _batch(model: Model, tokens: list[int]) -> Tensor:
-    return torch.tensor([tokens], dtype=torch.long, device=model.embed.table.device)
+    return torch.tensor([tokens], dtype=torch.long).to(model.embed.table.device)

@@ -5,7 +5,8 @@
     fp8-block128    fp8-group128    W8A8, inputs quantized per token and group of 128
     int4-g*         bf16            W4A16, from a layout that is packed anew at load
 
-Everything else stays in torch: unquantized weights, other compute dtypes, INT4 weights with FP8 inputs. The experts of
+The gated delta rule runs in Triton too, in fp32 as in torch, for BF16 lanes that add in the plain order. Everything
+else stays in torch: unquantized weights, other compute dtypes, INT4 weights with FP8 inputs. The experts of
 a layer go through one grouped product when all of them are in one of these formats, else one by one. auto takes the
 kernels where weights lie on a CUDA device that can run them; triton demands them, also in Triton's interpreter
 (TRITON_INTERPRET=1), which is exact and very slow. Results differ from the torch layers' by the order of sums, and in
@@ -14,14 +15,14 @@ weight-only products by a rounding: torch rounds code times scale to the compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from qconvert.errors import UserError
-from qconvert_kernels import fp8_gemm, grouped, int4_gemm, launch
+from qconvert_kernels import delta_rule, fp8_gemm, grouped, int4_gemm, launch
 from qconvert_kernels.int4_gemm import PackedInt4
 from qconvert_kernels.quantize_activations import quantize
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 Kernels = Literal["torch", "triton"]
 CHOICES = ("auto", "torch", "triton")
 FP8, INT4 = "fp8-block128", "int4-g"
+# q, k, v, g, beta and the state before to y and the state behind; q and k as they leave the convolution.
+DeltaRule: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]"
 
 
 def choose_kernels(asked: str, device: torch.device | str = "cpu") -> Kernels:
@@ -49,9 +52,20 @@ def choose_kernels(asked: str, device: torch.device | str = "cpu") -> Kernels:
     return "triton" if why_not is None and (asked == "triton" or on_gpu) else "torch"
 
 
+def fused_delta_rule(numerics: Numerics) -> DeltaRule | None:
+    """The kernel for the gated delta rule, normalisation of q and k included; None where torch computes it."""
+    return delta_rule.gated_delta_rule if _wanted(numerics) else None
+
+
+def _wanted(numerics: Numerics) -> bool:
+    return (
+        numerics.kernels == "triton" and numerics.compute_dtype == torch.bfloat16 and numerics.accumulation == "plain"
+    )
+
+
 def input_of(weight: QuantizedWeight, numerics: Numerics) -> str | None:
     """How the kernel for this weight takes its inputs: "none" or "fp8-group128"; None where no kernel computes it."""
-    if numerics.kernels != "triton" or numerics.compute_dtype != torch.bfloat16 or numerics.accumulation != "plain":
+    if not _wanted(numerics):
         return None
     name = weight.scheme.name
     activations = numerics.activations_for(name)

@@ -90,7 +90,7 @@ class SparseMoe:
         if self.grouped is not None:
             return self.grouped(x, experts, weights)
         order = experts.flatten().argsort(stable=True)  # pairs (token, choice), expert by expert
-        counts = experts.flatten().bincount(minlength=len(self.experts)).tolist()
+        counts = experts.flatten().bincount(minlength=len(self.experts)).cpu().tolist()
         tokens, scale = order // self.top_k, weights.flatten()[order, None]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         begin = 0

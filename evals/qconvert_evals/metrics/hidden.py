@@ -33,9 +33,10 @@ def update(state: HiddenState, layer: str, feed: str, base: Tensor, candidate: T
     count = len(state.domains)
     before = base.float()
     squares = torch.stack(((candidate.float() - before).square().sum(-1), before.square().sum(-1)), -1)  # [n, 2]
-    total = torch.zeros(count, 2, dtype=torch.float64, device=base.device).index_add_(0, documents, squares.double())
+    # On the CPU: a GPU would add in another order every time.
+    total = torch.zeros(count, 2, dtype=torch.float64).index_add_(0, documents.cpu(), squares.double().cpu())
     state.layers.setdefault((layer, feed), np.zeros((count, 2)))
-    state.layers[layer, feed] += total.cpu().numpy()
+    state.layers[layer, feed] += total.numpy()
 
 
 def result(state: HiddenState) -> Found:

@@ -119,9 +119,9 @@ def _margin(logits: Tensor, k: int) -> Tensor:
 
 
 def _by_document(values: Tensor, documents: Tensor, count: int) -> Array:
-    """[n, C] summed by document -> [count, C]."""
-    total = torch.zeros(count, values.shape[-1], dtype=torch.float64, device=values.device)
-    summed: Array = total.index_add_(0, documents, values).cpu().numpy()
+    """[n, C] summed by document -> [count, C]; on the CPU, since a GPU would add in another order every time."""
+    total = torch.zeros(count, values.shape[-1], dtype=torch.float64)
+    summed: Array = total.index_add_(0, documents.cpu(), values.cpu()).numpy()
     return summed
 
 

@@ -111,7 +111,7 @@ def _decode_batch(model: Model, rows: list[Row], tick: Callable[[], None]) -> No
 
 def last_logits(model: Model, feed: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """[B, V] behind the last token only: logits for a whole prompt would take more memory than the model's layers."""
-    tokens = torch.tensor(feed, dtype=torch.long, device=model.embed.table.device)
+    tokens = torch.tensor(feed, dtype=torch.long).to(model.embed.table.device)
     hidden = model.embed(tokens)
     for layer, state in zip(model.layers, cache.layers, strict=True):
         hidden = layer(hidden, state, cache.length).hidden

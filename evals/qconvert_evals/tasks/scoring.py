@@ -67,7 +67,7 @@ def score(lane: Lane, spans: Sequence[Span], begin: Begin) -> list[Score]:
         members.setdefault(row, []).append(number)
     scores: dict[int, Score] = {}
     for batches in passes:
-        hidden = [lane.embed(_padded([rows[row] for row in batch])) for batch in batches]
+        hidden = [lane.embed(_padded([rows[row] for row in batch]).to(lane.device)) for batch in batches]
         for index in range(lane.num_layers):
             layer = lane.layer(index)
             for number, entering in enumerate(hidden):

@@ -13,7 +13,7 @@ import click
 
 from qconvert.errors import UserError
 from qconvert_reports.cli.compare import named_candidates
-from qconvert_reports.cli.finish import extra_for
+from qconvert_reports.cli.finish import device_option, extra_for
 
 if TYPE_CHECKING:
     from qconvert_evals.metrics.found import Found
@@ -51,10 +51,11 @@ def bench() -> None:
 )
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed rounds.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def latency(
     base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None, contexts: str,
-    draft_tokens: int, new_tokens: int, rounds: int, as_json: bool,
+    draft_tokens: int, new_tokens: int, rounds: int, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Prefill, decode and speculative decoding of each lane, by length of context.
 
@@ -70,7 +71,7 @@ def latency(
     settings = LatencySettings(parse_contexts(contexts), draft_tokens, new_tokens, rounds)
     paths = {name: resolve_source(source) for name, source in named.items()}
     with StageProgress() as progress:
-        found = run(resolve_source(base), paths, load_documents(data), settings, progress)
+        found = run(resolve_source(base), paths, load_documents(data), settings, progress, device)
     if as_json:
         click.echo(json.dumps([asdict(row) for one in found for row in one.measurements], indent=1))
     else:

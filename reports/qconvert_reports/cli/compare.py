@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
-from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.finish import (
+    FOLDER,
+    Judging,
+    baseline_option,
+    budget_option,
+    device_option,
+    extra_for,
+    finish,
+    json_option,
+)
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -51,6 +60,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
 )
+@device_option
 @budget_option
 @baseline_option
 @click.option(
@@ -72,6 +82,7 @@ def compare(
     weight_only: bool,
     tasks: TaskSettings | None,
     kernels: str,
+    device: str,
     budget_file: Path | None,
     baseline: Path | None,
     report_folder: Path | None,
@@ -100,6 +111,7 @@ def compare(
             activations=chosen,
             tasks=tasks,
             kernels=kernels,
+            device=device,
             progress=progress,
         )
     results.tool["command"] = _command_line()

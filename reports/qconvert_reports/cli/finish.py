@@ -24,6 +24,13 @@ budget_option = click.option(
     "--budget", "budget_file", type=FILE, help="Bounds to judge by (TOML); default: the packaged ones."
 )
 baseline_option = click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since.")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]",
+    help="Where the lanes compute; auto: on a GPU if there is one.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 
 

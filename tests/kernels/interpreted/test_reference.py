@@ -11,7 +11,9 @@ from qconvert.schemes import get_scheme
 from qconvert_evals.compare import compare
 from qconvert_evals.small_model_files import small_model_path
 from qconvert_evals.speculation import LiveSettings
-from qconvert_reference.kernels import KernelProduct
+from qconvert_reference.cache import DeltaState
+from qconvert_reference.gated_delta_net import GatedDeltaNet
+from qconvert_reference.kernels import KernelProduct, fused_delta_rule
 from qconvert_reference.lane import Lane
 from qconvert_reference.linear import KernelLinear, Numerics, make_linear, round_activations
 from qconvert_reports.budget import default_budget
@@ -84,6 +86,30 @@ def test_the_kernel_sees_any_leading_dimensions() -> None:
     assert torch.equal(product(x).view(6, 128), product(x.view(6, 128)))
 
 
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_a_delta_net_layer_on_the_kernel(tokens: int, tmp_path: Path) -> None:
+    """Both rules work in fp32 on the same bf16 projections, in pieces and with a state; then one rounding to bf16."""
+    lane = Lane.open("torch", write_tiny_checkpoint(tmp_path), Numerics())
+    fused = Lane.open("triton", tmp_path, Numerics(kernels="triton"))
+    plain, kernel = lane.layer(0).mixer, fused.layer(0).mixer
+    assert isinstance(plain, GatedDeltaNet) and isinstance(kernel, GatedDeltaNet)
+    assert plain.fused_rule is None and kernel.fused_rule is not None
+    x = torch.randn(2, tokens, 128, generator=torch.Generator().manual_seed(2)).bfloat16()
+    states = DeltaState(), DeltaState()
+    for piece in (x, x[:, :1], x[:, :5]):
+        wanted, found = plain(piece, states[0]), kernel(piece, states[1])
+        # An output that lies on a rounding edge of the gated norm may move by a step of 2^-8, others not at all.
+        assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < 2.0**-9
+    assert states[0].recurrent is not None and states[1].recurrent is not None
+    error = (states[0].recurrent - states[1].recurrent).norm() / states[0].recurrent.norm()
+    assert float(error) < 1e-5  # fp32 sums over up to 76 tokens of 2^-24 each, with room for the decay's exponentials
+
+
+def test_the_noise_lane_and_fp32_stay_on_the_plain_rule() -> None:
+    for numerics in (Numerics(torch.float32, kernels="triton"), Numerics(accumulation="split", kernels="triton")):
+        assert fused_delta_rule(numerics) is None
+
+
 @pytest.mark.slow
 def test_the_verdict_is_that_of_torch(tmp_path: Path) -> None:
     """A short run of the trained model: every check comes out the same, whoever multiplies."""
@@ -92,7 +118,7 @@ def test_the_verdict_is_that_of_torch(tmp_path: Path) -> None:
 
     def verdict(kernels: str) -> list[tuple[str, str]]:
         results = compare(
-            source, {"fp8": tmp_path / "fp8"}, tokens=64, seq_len=32, live=LiveSettings(prompts=0), kernels=kernels
+            source, {"fp8": tmp_path / "fp8"}, tokens=32, seq_len=16, live=LiveSettings(prompts=0), kernels=kernels
         )
         settle(results, default_budget())
         assert results.verdict is not None
