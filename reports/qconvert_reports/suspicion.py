@@ -4,6 +4,7 @@
       every token has exactly the same distribution (largest KL = 0)                         fail
       mean KL, whole interval, under half of what another order of addition makes            inconclusive
       the most likely token never differs, though it does in BF16's noise lane               inconclusive
+    no tensor is quantized, and every token has exactly the same distribution                inconclusive
     tensors are quantized, and together they err by exactly 0                                inconclusive
     perplexity, whole interval, below BF16's by more than TOO_MUCH_BETTER                    inconclusive
     acceptance of the first draft exactly 100% over at least ENOUGH drafts                   inconclusive
@@ -56,7 +57,12 @@ def _outputs(record: Record, lane: str) -> Iterator[VerdictRow]:
 
 
 def _weights(record: Record, lane: str) -> Iterator[VerdictRow]:
-    error = record.measured("weights.relative_error", lane)
+    error, worst = record.measured("weights.relative_error", lane), record.measured("logits.kl_max", lane)
+    count = record.measured("weights.quantized_tensors", lane)
+    if count is not None and count.value == 0 and worst is not None and worst.value == 0:
+        yield _row(
+            INCONCLUSIVE, count, "no tensor of this lane is quantized, and no token's distribution moved", ITSELF
+        )
     if error is not None and error.value == 0 and (record.value("weights.quantized_tensors", lane) or 0) > 0:
         words = "quantized tensors that err by exactly 0: either BF16 was dequantized from this very grid, or it is "
         yield _row(INCONCLUSIVE, error, words + "the candidate", ITSELF)

@@ -23,11 +23,10 @@ def with_values(*rows: Measurement) -> Results:
 
 
 def row(
-    name: str, value: float, half: float = 0.0, at: str = "all", unit: str = "fraction", **more: float
-) -> Measurement:
-    return Measurement(
-        name, "fp8", at, value, unit, int(more.get("n", 20480)), value - half, value + half, more.get("floor")
-    )
+    name: str, value: float, half: float = 0.0, at: str = "all", unit: str = "fraction", n: int = 20480,
+    floor: float | None = None,
+) -> Measurement:  # fmt: skip
+    return Measurement(name, "fp8", at, value, unit, n, value - half, value + half, floor)
 
 
 def test_healthy_lanes_raise_no_suspicion() -> None:
@@ -43,8 +42,8 @@ def test_healthy_lanes_raise_no_suspicion() -> None:
         (row("logits.top1_agreement", 1.0, floor=0.995), "inconclusive", "compared with itself"),
         (row("weights.relative_error", 0.0, unit="ratio"), "inconclusive", "dequantized from this very grid"),
         (row("logits.ppl_ratio", 0.95, 0.01, unit="ratio"), "inconclusive", "does not teach"),
-        (row("mtp.acceptance_greedy", 1.0, at="position=1", n=9000), "inconclusive", "accepts everything"),
-        (row("mtp.acceptance_live", 1.0, at="position=1", n=1200), "inconclusive", "accepts everything"),
+        (row("mtp.acceptance_greedy", 1.0, at="position=1", n=9000), "inconclusive", "verifier accept everything"),
+        (row("mtp.acceptance_live", 1.0, at="position=1", n=1200), "inconclusive", "verifier accept everything"),
         (row("bench.x.acc_difference", 0.06, 0.02, n=900), "inconclusive", "+6.00 pp"),
     ],
     ids=lambda one: one.name if isinstance(one, Measurement) else "",
@@ -73,6 +72,9 @@ def test_luck_is_not_suspicious(honest: Measurement) -> None:
     assert not too_good(Record(with_values(honest)), "fp8")
 
 
-def test_a_lane_whose_weights_did_not_move_may_be_identical() -> None:
-    same = with_values(row("logits.kl_max", 0.0, unit="nats"), row("weights.relative_error", 0.0, unit="ratio"))
-    assert not too_good(Record(same), "fp8")
+def test_the_base_given_as_a_candidate_certifies_nothing() -> None:
+    unmoved = (row("logits.kl_max", 0.0, unit="nats"), row("weights.relative_error", 0.0, unit="ratio"))
+    (found,) = too_good(Record(with_values(*unmoved, row("weights.quantized_tensors", 0.0, unit="count"))), "fp8")
+    assert found.status == "inconclusive"
+    assert "no tensor of this lane is quantized" in found.reason
+    assert not too_good(Record(with_values(*unmoved)), "fp8")  # a record that does not say is not accused
