@@ -2,8 +2,9 @@
 
 File format: one JSON object whose keys are the fields of `Results` in the order of the class, and whose records carry
 every field of their class in its order; floats are finite or null. `schema_version` grows whenever a field is added,
-renamed or changes its meaning, so a reader never guesses: it refuses a version newer than its own, and a record with
-other fields.
+renamed or changes its meaning, so a reader never guesses: it brings older versions up to date step by step
+(`results_upgrade`), refuses a version newer than its own, and a record with other fields. Each version is frozen as a
+JSON Schema, `schemas/results.v<version>.json`, for readers in other languages.
 
 A measurement that could not be made has `value: null` and an entry in `missing` that says why. It is never left out
 and never zero, because a gate that reads nothing would pass.
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qconvert.errors import UserError
+from qconvert_evals.results_upgrade import upgraded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BASE_LANE = "bf16"
 NOISE_LANE = "bf16-noise"
@@ -79,9 +81,10 @@ class LaneIdentity:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One rule applied to one measurement."""
+    """One rule applied to one measurement; `decided` says in words what led to the status, `needed_n` about how many
+    samples would have decided where none did."""
 
-    status: str  # "pass", "fail" or "inconclusive"
+    status: str  # "pass", "improved", "fail", "inconclusive" or "not applicable"
     rule: str
     lane: str
     measurement: str
@@ -90,6 +93,9 @@ class VerdictRow:
     ci: tuple[float | None, float | None]
     bound: str
     reason: str
+    decided: str = ""
+    n: int | None = None
+    needed_n: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Results:
         except json.JSONDecodeError as error:
             raise UserError("this is not a results file", where=where, expected="JSON", found=str(error)) from error
         _check_version(raw, where)
+        raw = _up_to_date(raw, where)
         verdict = raw.get("verdict")
         _same_fields(cls, raw, where)
         return cls(
@@ -174,6 +181,15 @@ def _check_version(raw: Any, where: str) -> None:
             found=f"schema_version {version}",
             fix="upgrade qconvert, or write the results again with this version",
         )
+
+
+def _up_to_date(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record as the current version writes it; a file that its own version would not hold is the user's."""
+    try:
+        return upgraded(raw, SCHEMA_VERSION)
+    except (TypeError, KeyError) as error:
+        expected, found = f"a record of schema_version {raw['schema_version']}", f"{type(error).__name__}: {error}"
+        raise UserError("malformed results", where=where, expected=expected, found=found) from error
 
 
 def _same_fields(kind: type[Any], raw: Any, where: str) -> None:

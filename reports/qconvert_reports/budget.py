@@ -11,14 +11,16 @@ File format:
     [[fp8.rows]]
     measurement = "logits.kl_mean"      # a glob
     slice = "domain=*"                  # a glob for each key; the keys themselves must be the same ("all" by default)
-    max = 0.02                          # exactly one bound, see BOUNDS
+    max = 0.02                          # exactly one bound, see `rules`
     unit = "nats"                       # optional; "%" and "pp" are hundredths of a fraction; must fit the measurement
     min_n = 1000                        # optional; with fewer samples the row is inconclusive
     only_if_base_has = true             # optional; the row does not apply where the base lane lacks the measurement
+    other = "mtp.acceptance_greedy"     # for max_abs_difference_from_other: which measurement of the same lane ...
+    other_slice = "{slice},context=x"   # ... and in which slice; "{slice}" (the default) is this measurement's own
     why = "where the bound comes from"  # required: a bound without a reason is a guess
 
-Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: arithmetic between
-measurements; what deserves a bound deserves a measurement of its own.
+Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: further
+arithmetic between measurements; what deserves a bound deserves a measurement of its own.
 """
 
 from __future__ import annotations
@@ -33,64 +35,11 @@ from typing import Any
 
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity
-from qconvert_reports.labels import conditions
+from qconvert_reports.rules import BOUNDS, OTHER, UNITS, WITHIN, Rule
 
 BUDGET_VERSION = 1
-
-# Bound key -> (side of the bound that is allowed, what is held against it).
-BOUNDS: dict[str, tuple[str, str]] = {
-    "max": ("<=", "value"),
-    "min": (">=", "value"),
-    "max_difference_from_base": ("<=", "difference"),
-    "min_difference_from_base": (">=", "difference"),
-    "max_times_noise": ("<=", "noise"),
-}
-# Unit in a budget -> the units of measurements that it fits, with the factor to each.
-UNITS: dict[str, dict[str, float]] = {
-    "nats": {"nats": 1.0},
-    "fraction": {"fraction": 1.0},
-    "%": {"%": 1.0, "fraction": 0.01},
-    "pp": {"%": 1.0, "fraction": 0.01},
-    "ratio": {"ratio": 1.0},
-    "dB": {"dB": 1.0},
-    "tokens": {"tokens": 1.0},
-    "count": {"count": 1.0},
-    "bytes": {"bytes": 1.0},
-    "ppl": {"ppl": 1.0},
-}
-_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "why", *BOUNDS}
+_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "other", "other_slice", "why", *BOUNDS}
 _SECTION_KEYS = {"lanes", "schemes", "rows"}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One row of a budget."""
-
-    section: str
-    measurement: str
-    slice: str
-    bound: str  # a key of BOUNDS
-    limit: float
-    why: str
-    unit: str | None = None
-    min_n: int = 0
-    only_if_base_has: bool = False
-
-    @property
-    def name(self) -> str:
-        """What verdict rows and JUnit call this rule."""
-        return f"{self.section}: {self.measurement} ({self.slice}) {self.bound}"
-
-    def limit_in(self, unit: str) -> float | None:
-        """The limit in a measurement's own unit; None where the row's unit does not fit it."""
-        if self.unit is None or BOUNDS[self.bound][1] == "noise":
-            return self.limit
-        factor = UNITS[self.unit].get(unit)
-        return None if factor is None else self.limit * factor
-
-    def covers(self, measurement: str, slice_: str) -> bool:
-        """Whether this row speaks about that measurement and slice."""
-        return fnmatchcase(measurement, self.measurement) and slice_matches(slice_, self.slice)
 
 
 @dataclass(frozen=True)
@@ -120,12 +69,6 @@ class Budget:
     def rules_for(self, lane: LaneIdentity) -> list[Rule]:
         """Rows that bind this lane, in file order."""
         return [rule for section in self.sections if section.applies_to(lane) for rule in section.rules]
-
-
-def slice_matches(slice_: str, pattern: str) -> bool:
-    """`layer=7,feed=local` matches `layer=*,feed=local` and not `layer=*`: same keys in any order, a glob per value."""
-    found, wanted = conditions(slice_), conditions(pattern)
-    return found.keys() == wanted.keys() and all(fnmatchcase(found[key], glob) for key, glob in wanted.items())
 
 
 def default_budget() -> Budget:
@@ -197,6 +140,15 @@ def _rule(section: str, row: Any, place: str) -> Rule:
     unit = row.get("unit")
     if unit is not None and unit not in UNITS:
         raise UserError("unknown unit in the budget", where=place, expected=", ".join(UNITS), found=repr(unit))
+    if BOUNDS[bounds[0]][0] == WITHIN and _number(row[bounds[0]], bounds[0], place) < 0:
+        raise UserError("nothing lies within a negative distance", where=place, found=f"{bounds[0]} = {row[bounds[0]]}")
+    other = _typed(row, "other", str, "", place)
+    if bool(other) != (BOUNDS[bounds[0]][1] == OTHER) or ("other_slice" in row and not other):
+        raise UserError(
+            "`other` belongs to max_abs_difference_from_other, and that bound needs it",
+            where=place,
+            found=f"{bounds[0]} and other = {other!r}",
+        )
     return Rule(
         section=section,
         measurement=row["measurement"],
@@ -207,6 +159,8 @@ def _rule(section: str, row: Any, place: str) -> Rule:
         unit=unit,
         min_n=_typed(row, "min_n", int, 0, place),
         only_if_base_has=_typed(row, "only_if_base_has", bool, False, place),
+        other=other,
+        other_slice=_typed(row, "other_slice", str, "{slice}", place),
     )
 
 

@@ -2,8 +2,8 @@
 
     <testsuites> <testsuite name="fp8" tests failures skipped>
       <testcase classname="qconvert.fp8" name="logits.kl_mean (all) ≤ 0.02">
-        <properties> rule, n, value, ci_low, ci_high, noise_floor </properties>
-        <failure message="the gate line"/>   or   <skipped message="the gate line"/>   or nothing, for a pass
+        <properties> rule, status, decided, n, needed_n, value, ci_low, ci_high, noise_floor </properties>
+        <failure message="the gate line"/>   or   <skipped message="the gate line"/>   or nothing: pass, improved
 
 Inconclusive is `skipped`, never a pass; so is a row that does not apply. Characters that XML 1.0 cannot hold are
 replaced, because names come from files. Left out: times; nothing here ran a test.
@@ -44,9 +44,10 @@ def render_junit(results: Results) -> str:
 def _case(suite: ET.Element, row: VerdictRow, measurement: Measurement | None) -> None:
     name = f"{row.measurement} ({row.slice}) {row.bound}".strip()
     case = ET.SubElement(suite, "testcase", classname=_text(f"qconvert.{row.lane}"), name=_text(name))
-    known = {"rule": row.rule, "value": row.value, "ci_low": row.ci[0], "ci_high": row.ci[1]}
+    known: dict[str, str | float | None] = {"rule": row.rule, "status": row.status, "decided": row.decided or None}
+    known |= {"value": row.value, "ci_low": row.ci[0], "ci_high": row.ci[1], "n": row.n, "needed_n": row.needed_n}
     if measurement is not None:
-        known |= {"n": measurement.n, "noise_floor": measurement.noise_floor}
+        known |= {"n": measurement.n if row.n is None else row.n, "noise_floor": measurement.noise_floor}
     properties = ET.SubElement(case, "properties")
     for key, value in known.items():
         if value is not None:
@@ -57,7 +58,7 @@ def _case(suite: ET.Element, row: VerdictRow, measurement: Measurement | None) -
 
 
 def _kind(row: VerdictRow) -> str:
-    return {"pass": "", "fail": "failure"}.get(row.status, "skipped")
+    return {"pass": "", "improved": "", "fail": "failure"}.get(row.status, "skipped")
 
 
 def _text(text: str) -> str:

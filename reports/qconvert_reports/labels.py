@@ -140,3 +140,9 @@ def _condition(key: str, value: str) -> str:
         return value
     name = {"position": "draft step", "at": "tokens", "all": "all", "": ""}.get(key, key)
     return f"{name} {value}".strip()
+
+
+def sample_noun(name: str) -> str:
+    """What the n of a measurement counts: "tokens", "drafts", "documents"."""
+    nouns = {"mtp": "drafts", "bench": "documents", "weights": "tensors", "model": "tensors", "latency": "rounds"}
+    return nouns.get(family(name), "tokens")

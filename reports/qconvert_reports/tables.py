@@ -28,9 +28,23 @@ def csv_tables(results: Results) -> dict[str, str]:
     written["missing.csv"] = _csv(("lane", "measurement", "slice", "why"), missing)
     if results.verdict is not None:
         rows = [
-            (r.status, r.lane, r.measurement, r.slice, r.value, *r.ci, r.bound, r.reason) for r in results.verdict.rows
+            (r.status, r.lane, r.measurement, r.slice, r.value, *r.ci, r.bound, r.reason, r.decided, r.n, r.needed_n)
+            for r in results.verdict.rows
         ]
-        head = ("status", "lane", "measurement", "slice", "value", "ci_low", "ci_high", "bound", "reason")
+        head = [
+            "status",
+            "lane",
+            "measurement",
+            "slice",
+            "value",
+            "ci_low",
+            "ci_high",
+            "bound",
+            "reason",
+            "decided",
+            "n",
+            "needed_n",
+        ]
         written["verdict.csv"] = _csv(head, rows)
     return written
 

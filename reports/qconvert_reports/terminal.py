@@ -15,7 +15,13 @@ from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.verdict_view import WORDS, groups, headline
 
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not applicable": "bright_black"}
+COLOURS = {
+    "pass": "green",
+    "improved": "green",
+    "fail": "red",
+    "inconclusive": "yellow",
+    "not applicable": "bright_black",
+}
 SHOWN = 12  # gate lines before the rest is only counted
 
 

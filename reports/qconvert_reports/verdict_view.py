@@ -14,8 +14,14 @@ from typing import Any
 from qconvert_evals.results import Results, Verdict, VerdictRow
 from qconvert_reports.labels import label, show_difference, show_slice, show_value
 
-ORDER = {"fail": 0, "inconclusive": 1, "pass": 2, "not applicable": 3}
-WORDS = {"pass": "Pass", "fail": "Fail", "inconclusive": "Inconclusive", "not applicable": "Not applicable"}
+ORDER = {"fail": 0, "inconclusive": 1, "improved": 2, "pass": 3, "not applicable": 4}
+WORDS = {
+    "pass": "Pass",
+    "improved": "Improved",
+    "fail": "Fail",
+    "inconclusive": "Inconclusive",
+    "not applicable": "Not applicable",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ def headline(verdict: Verdict, results: Results) -> str:
     counts = {status: sum(row.status == status for row in verdict.rows) for status in ORDER}
     judged = len(verdict.rows) - counts["not applicable"]
     if verdict.status == "pass":
-        return f"{lanes}: within the budget in all {judged} checks."
+        better = f", {counts['improved']} better than BF16 beyond noise" if counts["improved"] else ""
+        return f"{lanes}: within the budget in all {judged} checks{better}."
     if verdict.status == "fail":
         failing = ", ".join(sorted({row.lane for row in verdict.rows if row.status == "fail"}, key=names.index))
         return f"{failing}: beyond the budget in {counts['fail']} of {judged} checks."
@@ -93,11 +100,13 @@ def _group(lane: str, rows: list[VerdictRow], rule: dict[str, Any], units: dict[
 def allowance_used(row: VerdictRow, rule: dict[str, Any]) -> float | None:
     """Share of the allowance that the value takes; above 1 is beyond the bound."""
     bound, value = rule.get("bound"), row.value
-    if value is None or "limit" not in rule or bound == "max_times_noise":
+    if value is None or "limit" not in rule or "noise" in str(bound):
         return None
     limit = float(rule["limit"]) * (0.01 if rule.get("unit") in ("%", "pp") else 1.0)
     if bound == "min":
         return (1 - value) / (1 - limit) if 0 <= value <= 1 and limit < 1 else None
-    if row.measurement.endswith("_ratio") and limit > 1:
+    if row.measurement.endswith(("_ratio", "_recovery")) and limit > 1:
         return max(0.0, (value - 1) / (limit - 1))
+    if "_abs_" in str(bound):
+        value = abs(value)
     return max(0.0, value / limit) if limit != 0 else None

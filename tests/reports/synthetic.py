@@ -63,6 +63,7 @@ class _Maker:
                 self.add("mtp.acceptance_sampled", lane, at, value - 0.02, "fraction", 0.007, 9000)
         self.add("mtp.accept_length", lane, "all", 2.31 - 3 * drop, "tokens", 0.03, 9000)
         self.add("mtp.acceptance_live", lane, "position=1", 0.77 - drop, "fraction", 0.02, 1200)
+        self.add("mtp.acceptance_greedy", lane, "position=1,context=generated", 0.78 - drop, "fraction", 0.02, 3000)
 
     def candidate(self, lane: str, layers: int, steps: int) -> None:
         drift, _, weight = LANES[lane]

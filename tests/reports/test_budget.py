@@ -6,7 +6,8 @@ import pytest
 
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity
-from qconvert_reports.budget import default_budget, load_budget, parse_budget, slice_matches
+from qconvert_reports.budget import default_budget, load_budget, parse_budget
+from qconvert_reports.rules import slice_matches
 
 GOOD = """
 version = 1
@@ -30,7 +31,7 @@ def test_default_budget_binds_both_precisions_with_reasons() -> None:
     for name in ("fp8", "int4"):
         rules = budget.rules_for(lane(name))
         families = {rule.measurement.partition(".")[0] for rule in rules}
-        assert families == {"logits", "router", "mtp", "weights"}
+        assert families == {"logits", "router", "mtp", "weights", "bench"}
         assert all(len(rule.why) > 40 for rule in rules)
 
 

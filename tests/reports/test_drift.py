@@ -93,7 +93,7 @@ def test_unknown_interval_can_fail_but_not_pass() -> None:
 def test_too_few_samples_are_inconclusive() -> None:
     row = one(synthetic_results(), budget("max = 0.02", more="min_n = 30000"))
     assert row.status == "inconclusive"
-    assert "20480" in row.reason
+    assert "20,480" in row.reason and row.needed_n == 30000
 
 
 def test_difference_uses_the_paired_measurement_where_there_is_one() -> None:

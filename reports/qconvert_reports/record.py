@@ -1,0 +1,74 @@
+"""The results as the judge asks for them: what a rule covers, what is missing and why, what BF16 has."""
+
+from __future__ import annotations
+
+from qconvert_evals.results import Measurement, Missing, Results
+from qconvert_reports.labels import conditions
+from qconvert_reports.rules import Rule
+
+
+class Record:
+    """Measurements by lane and by key, and the reasons of missing ones."""
+
+    def __init__(self, results: Results) -> None:
+        self.by_lane: dict[str, list[Measurement]] = {}
+        self.by_key = {(m.name, m.lane, m.slice): m for m in results.measurements}
+        self.missing: list[Missing] = results.missing
+        self.figures = results.figures
+        self.base = next((lane.name for lane in results.lanes if lane.role == "base"), "")
+        self.noise = next((lane.name for lane in results.lanes if lane.role == "noise"), "")
+        self.references = [lane.name for lane in results.lanes if lane.role in ("base", "noise")]
+        for one in results.measurements:
+            self.by_lane.setdefault(one.lane, []).append(one)
+
+    def measured(self, name: str, lane: str, slice_: str = "all") -> Measurement | None:
+        """The measurement, None where it is absent or has no value."""
+        one = self.by_key.get((name, lane, slice_))
+        return None if one is None or one.value is None else one
+
+    def value(self, name: str, lane: str, slice_: str = "all") -> float | None:
+        """Its value."""
+        one = self.measured(name, lane, slice_)
+        return None if one is None else one.value
+
+    def covered(self, lane: str, rule: Rule) -> list[Measurement]:
+        """What the lane has of what the rule speaks about."""
+        return [one for one in self.by_lane.get(lane, ()) if one.value is not None and rule.covers(one.name, one.slice)]
+
+    def why_missing(self, lane: str, name: str, slice_: str) -> str | None:
+        """The reason given for this slice or a wider one: what is missing for a draft step is so for every domain."""
+        wanted = conditions(slice_).items()
+        for one in self.missing:
+            if (one.lane, one.name) == (lane, name) and (one.slice == "all" or conditions(one.slice).items() <= wanted):
+                return one.why
+        return None
+
+    def absent(self, lane: str, rule: Rule) -> list[tuple[str, str, str]]:
+        """(measurement, slice, why) of what the rule covers, the candidate lacks, and somebody knows of."""
+        have = {(one.name, one.slice) for one in self.covered(lane, rule)}
+        keys = [(one.name, one.slice) for name in self.references for one in self.covered(name, rule)]
+        keys += [(one.name, one.slice) for one in self.missing if one.lane == lane and _speaks_of(rule, one)]
+        keys += [
+            (m.name, m.slice) for m in self.by_lane.get(lane, ()) if m.value is None and rule.covers(m.name, m.slice)
+        ]
+        gone = [key for key in dict.fromkeys(keys) if key not in have]
+        return [(name, at, self.why_missing(lane, name, at) or "it is absent from the results") for name, at in gone]
+
+    def base_lacks(self, rule: Rule) -> str | None:
+        """Why BF16 has nothing for this rule, or None where it has something; what compares with BF16 (a divergence, a
+        recovery) only its noise lane can have."""
+        if any(self.covered(name, rule) for name in self.references):
+            return None
+        whys = [one.why for one in self.missing if one.lane == self.base and _speaks_of(rule, one)]
+        return whys[0] if whys else "the base lane has no such measurement"
+
+    def have_it(self, name: str, slice_: str) -> list[str]:
+        """Reference lanes that have this measurement."""
+        return [lane for lane in self.references if self.measured(name, lane, slice_) is not None]
+
+
+def _speaks_of(rule: Rule, missing: Missing) -> bool:
+    """A `missing` entry for the whole ("all") also takes away every slice that a rule may name."""
+    return rule.covers(missing.name, missing.slice) or (
+        missing.slice == "all" and rule.covers(missing.name, rule.slice)
+    )
