@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench clean setup
+.PHONY: demo test check mutations bench clean setup
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Some forty faults, each put into a conversion of the shipped model, and what flags it (docs/mutations.md).
+mutations: $(STAMP)
+	$(BIN)/python -m tests.mutations docs/mutations.md
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/quantize_beside_cp.py

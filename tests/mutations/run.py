@@ -30,6 +30,12 @@ from tests.mutations.registry import FAULTS, Fault
 TOKENS = 4096
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 CLEAN = ("clean-fp8", "clean-int4", "bf16-again")
+# What BF16 beside itself has to show.
+ZERO = (
+    "logits.kl_mean", "logits.kl_max", "logits.ln_ppl_ratio", "hidden.relative_error", "weights.relative_error_max",
+    "mtp.acceptance_greedy_difference", "mtp.acceptance_sampled_difference", "mtp.accept_length_difference",
+)  # fmt: skip
+ONE = ("logits.top1_agreement", "logits.top5_overlap", "router.set_match", "router.top1_match")
 
 
 @dataclass
@@ -57,6 +63,10 @@ def run(work: Path, faults: Sequence[Fault] = FAULTS, tokens: int = TOKENS) -> t
     for name in SCHEMES:
         _verify(clean[name], base, found[f"clean-{name}"])
     for fault in faults:
+        if fault.tasks is not None:
+            (work / fault.name).mkdir()
+            found[fault.name].refused = fault.tasks(work / fault.name)
+            continue
         folder = clean[fault.base]
         if fault.files is not None:
             folder = Path(shutil.copytree(folder, work / fault.name))
@@ -76,7 +86,7 @@ def run(work: Path, faults: Sequence[Fault] = FAULTS, tokens: int = TOKENS) -> t
 
 
 def reparametrised(folder: Path) -> Path:
-    """The shipped model with the weights of its final norm up to a factor of four apart, as those of large trained
+    """The shipped model with the weights of its final norm up to a factor of 16 apart, as those of large trained
     models are, and all that reads it divided by the same powers of two: the same function up to roundings.
 
     In the shipped model they are nearly equal, and a head that is fed in front of the norm would not be noticed.
@@ -85,7 +95,7 @@ def reparametrised(folder: Path) -> Path:
 
     def change(tensors: Tensors) -> None:
         width = tensors["model.norm.weight"].shape[0]
-        factor = 2.0 ** torch.randint(-1, 2, (width,), generator=torch.Generator().manual_seed(0))
+        factor = 2.0 ** torch.randint(-2, 3, (width,), generator=torch.Generator().manual_seed(0))
         for name, times in (("model.norm", factor), ("mtp.norm", factor), ("mtp.pre_fc_norm_hidden", 1 / factor)):
             weight = tensors[f"{name}.weight"]
             weight.copy_((1 + weight.float()) * times - 1)
@@ -129,3 +139,24 @@ def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault
         results = comparison.compare(base, folders, tokens=tokens, live=LiveSettings(prompts=0))
     settle(results, default_budget())
     return results
+
+
+def wrong(faults: Sequence[Fault], found: Mapping[str, Flags], results: Results) -> list[str]:
+    """What is not as the registry says: an unflagged fault, a flagged clean lane, a blind spot that sees."""
+    lines = []
+    for fault in faults:
+        flags = found[fault.name]
+        for kind in ("verify", "manifest", "compare"):
+            lines += [
+                f"{fault.name}: {kind} does not flag {name}"
+                for name in getattr(fault, kind)
+                if name not in getattr(flags, kind)
+            ]
+        if fault.refused not in flags.refused:
+            lines.append(f"{fault.name}: expected a refusal with {fault.refused!r}, found {flags.refused!r}")
+        if bool(flags) == bool(fault.blind):
+            lines.append(f"{fault.name}: {'flagged, and listed as unseen' if flags else 'nothing flags it'}")
+    lines += [f"{name}: {found[name]}, and it is clean" for name in CLEAN if found[name]]
+    same = [row for row in results.measurements if row.lane == "bf16-again"]
+    shown = [row.name for row in same if (row.name in ZERO and row.value != 0) or (row.name in ONE and row.value != 1)]
+    return lines + [f"bf16-again: {name} shows a difference between BF16 and itself" for name in shown]
