@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
-from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.finish import FOLDER, Judging, baseline_options, budget_option, extra_for, finish, json_option
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
 )
 @budget_option
-@baseline_option
+@baseline_options
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )
@@ -74,6 +74,8 @@ def compare(
     kernels: str,
     budget_file: Path | None,
     baseline: Path | None,
+    gate_baseline: bool,
+    allowed: tuple[str, ...],
     report_folder: Path | None,
     as_json: bool,
 ) -> None:
@@ -82,7 +84,7 @@ def compare(
     if weight_only and activations.startswith("fp8"):
         raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
-    judging = Judging(budget_file, baseline, report_folder)
+    judging = Judging(budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed)
     with extra_for("compare"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.compare import compare as run
