@@ -182,6 +182,7 @@ class _Comparison:
                 self.figures.setdefault(name, []).extend(listed)
             self.figures.setdefault("weights_kept_changed", {})[state.lane] = weights_metric.kept_changed(state)
             self.figures.setdefault("weights_missing", {})[state.lane] = state.missing
+            self.figures.setdefault("weights_unloadable", {})[state.lane] = state.unloadable
 
     def _predictions(self, base: Track, others: list[Track]) -> None:
         seq_len, batches = self.settings.seq_len, self.corpus.batches

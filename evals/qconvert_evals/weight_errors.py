@@ -19,7 +19,9 @@ def measure(lane: str, base: Weights, candidate: Weights, tick: Callable[[], Non
     state = WeightState(lane)
     state.missing = [name for name in base.names if name not in candidate]
     state.extra = [name for name in candidate.names if name not in base]
-    kind = family_of(base.config).kind
+    family = family_of(base.config)
+    kind = family.kind
+    state.unloadable = [name for name in candidate.quantized if family.unloadable(name) is not None]
     for name in candidate.names:
         if name in base:
             before, after = plain(base, name), plain(candidate, name)

@@ -1,19 +1,25 @@
 """What changed between two records of the same comparison: this run against a blessed one.
 
-Informative only; the budget decides. A change counts as one where the two 95% intervals do not overlap (stricter than a
-test at 5%, so of many rows few stand out by chance); a number without an interval counts where it differs at all.
+A change counts as one where the two 95% intervals do not overlap (stricter than a test at 5%, so of many rows few stand
+out by chance); a number without an interval counts where it differs at all. Informative by itself, the budget decides;
+with `--gate-baseline` every change for the worse becomes a failing row of the verdict.
 
-Unlike things are refused: another base model (its files have other hashes), or other tokens, would make every row a
-difference that no conversion caused.
+Unlike things are refused (`likeness`) unless the reader asks for them, and then the report says what was unlike. With
+every failure stands the shell command that accepts the new figures as the baseline.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
-from qconvert.errors import UserError
-from qconvert_evals.results import LaneIdentity, Measurement, Results
-from qconvert_reports.labels import LABELS
+from qconvert_evals.results import Measurement, Results, Verdict, VerdictRow
+from qconvert_reports.labels import LABELS, show_value
+from qconvert_reports.likeness import Unlike, refuse_unlike
+
+WORSE = ("gone", "worse")
+RULE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,72 @@ class Change:
     after: Measurement | None
 
 
-def changes(now: Results, before: Results, where: str) -> list[Change]:
-    """Every measurement of a candidate lane in either record, those that changed first."""
-    _same_things(now, before, where)
+@dataclass(frozen=True)
+class Against:
+    """A record held against its baseline; `accept` is the command that makes the new figures the baseline."""
+
+    path: str
+    changes: list[Change]
+    unlike: list[Unlike]
+    accept: str
+
+    @property
+    def moved(self) -> list[Change]:
+        """What changed, worst first."""
+        return [one for one in self.changes if one.kind != "same"]
+
+    @property
+    def worse(self) -> list[Change]:
+        """What changed for the worse, or is there no more."""
+        return [one for one in self.changes if one.kind in WORSE]
+
+
+def against(
+    now: Results, before: Results, where: str, saved: Path | None = None, allowed: tuple[str, ...] = ()
+) -> Against:
+    """Every measurement of a candidate lane in either record; `saved` is where the new record lies, if it does."""
+    told = refuse_unlike(now, before, where, allowed)
+    return Against(where, changes(now, before), told, accept_command(now, Path(where), saved))
+
+
+def accept_command(now: Results, baseline: Path, saved: Path | None) -> str:
+    """Shell command that puts the new figures in place of the baseline."""
+    target = shlex.quote(str(baseline))
+    if saved is not None:
+        return f"cp {shlex.quote(str(saved))} {target}"
+    command = str(now.tool.get("command") or "qconvert compare ...")
+    return f"{command} --json > {target}.new; mv {target}.new {target}"
+
+
+def changes(now: Results, before: Results) -> list[Change]:
+    """Those that changed first."""
     lanes = {one.name for record in (now, before) for one in record.lanes if one.role == "candidate"}
     old = {(m.name, m.lane, m.slice): m for m in before.measurements if m.lane in lanes}
     new = {(m.name, m.lane, m.slice): m for m in now.measurements if m.lane in lanes}
     found = [_change(key, old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old])]
     order = {kind: number for number, kind in enumerate(("gone", "worse", "new", "moved", "better", "same"))}
     return sorted(found, key=lambda change: order[change.kind])
+
+
+def gated(verdict: Verdict, found: Against) -> Verdict:
+    """The verdict with a failing row for every change for the worse; rows of an earlier gate are replaced."""
+    rows = [row for row in verdict.rows if row.rule != RULE] + [change_row(one, found) for one in found.worse]
+    return Verdict("fail" if found.worse else verdict.status, rows)
+
+
+def change_row(one: Change, found: Against) -> VerdictRow:
+    """A change for the worse as a failing row, with the way to accept it."""
+    value, before = (None if m is None else m.value for m in (one.after, one.before))
+    words = f"{show_value(before, one.unit)} in the baseline, {show_value(value, one.unit)} now"
+    if one.after is None:
+        words = f"{show_value(before, one.unit)} in the baseline, not measured now"
+    ci = (None, None) if one.after is None else (one.after.ci_low, one.after.ci_high)
+    return VerdictRow(
+        "fail", RULE, one.lane, one.name, one.slice, value, ci, f"as in {found.path}",
+        f"{words}; if this is intended, accept it: {found.accept}",
+        "the 95% intervals of both runs do not overlap" if one.after is not None else "the baseline had it",
+        None if one.after is None else one.after.n,
+    )  # fmt: skip
 
 
 def _change(key: tuple[str, str, str], before: Measurement | None, after: Measurement | None) -> Change:
@@ -64,36 +127,3 @@ def _kind(name: str, before: Measurement | None, after: Measurement | None) -> s
 def _span(one: Measurement) -> tuple[float, float]:
     assert one.value is not None
     return (one.value if one.ci_low is None else one.ci_low), (one.value if one.ci_high is None else one.ci_high)
-
-
-def _same_things(now: Results, before: Results, where: str) -> None:
-    base_now, base_before = _base(now), _base(before)
-    for name in sorted(base_now.files.keys() | base_before.files.keys()):
-        if base_now.files.get(name) != base_before.files.get(name):
-            raise UserError(
-                "the baseline speaks of another base model",
-                where=f"{where}, {name}",
-                expected=f"sha256 {base_now.files.get(name, 'none')}",
-                found=f"sha256 {base_before.files.get(name, 'none')}",
-                fix="make the baseline again with this model",
-            )
-    for key in TOKENS:
-        if now.tool.get(key) != before.tool.get(key):
-            raise UserError(
-                "the baseline was measured on other tokens",
-                where=f"{where}, tool.{key}",
-                expected=repr(now.tool.get(key)),
-                found=repr(before.tool.get(key)),
-                fix="compare with the settings of the baseline, or make the baseline again",
-            )
-
-
-# Settings of a run that decide which tokens were measured.
-TOKENS = ("tokens_sha256", "tokens", "documents", "sequences", "domains", "seq_len", "draft_tokens")
-
-
-def _base(results: Results) -> LaneIdentity:
-    base = next((one for one in results.lanes if one.role == "base"), None)
-    if base is None:
-        raise UserError("the results hold no base lane", fix="write them with `qconvert compare`")
-    return base

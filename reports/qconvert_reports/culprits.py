@@ -3,7 +3,7 @@
 The measurements only hold the largest error or a count; the names are in the figures that `compare` writes beside them:
 
     weights_worst, weights_worst_blocks    [{lane, tensor, relative_error, block: [row, column], ...}], worst first
-    weights_kept_changed, weights_missing  {lane: [tensor]}
+    weights_kept_changed, weights_missing, weights_unloadable    {lane: [tensor]}
 
 Left out: culprits of logits or routes. What moved them is in the per-layer plots, not in one name.
 """
@@ -16,7 +16,11 @@ from qconvert_evals.results import Measurement
 
 NAMED = 3  # how many tensors a gate line names
 RANKED = {"weights.relative_error_max": "weights_worst", "weights.block_error_max": "weights_worst_blocks"}
-LISTED = {"weights.kept_changed": "weights_kept_changed", "weights.missing_tensors": "weights_missing"}
+LISTED = {
+    "weights.kept_changed": "weights_kept_changed",
+    "weights.missing_tensors": "weights_missing",
+    "weights.unloadable": "weights_unloadable",
+}
 
 
 def named_tensors(figures: dict[str, Any], one: Measurement) -> str:

@@ -26,7 +26,7 @@ from qconvert_reports.labels import LABELS
 from qconvert_reports.rules import AT_LEAST, AT_MOST, WITHIN, Rule
 
 PASS, IMPROVED, FAIL, INCONCLUSIVE, NOT_APPLICABLE = "pass", "improved", "fail", "inconclusive", "not applicable"
-HOPELESS = 1e12  # samples; nobody will ever run as many
+HOPELESS = 1e5  # half-widths from the bound; nobody will ever run ten thousand million times as many samples
 
 WHOLLY_WITHIN = "the whole 95% interval is within the bound"
 WHOLLY_BEYOND = "the whole 95% interval is beyond the bound"
@@ -89,10 +89,9 @@ def _needed(number: Judged, side: str) -> int | None:
     half = above if gap > 0 else below
     if side == WITHIN and gap > 0:
         half = max(above, below * gap / (limit + value)) if limit + value > 0 else above
-    if gap == 0 or half == 0:
+    if half == 0 or half > HOPELESS * abs(gap):
         return None
-    needed = number.n * (half / abs(gap)) ** (1 if number.rare else 2)
-    return _rounded_up(needed) if needed < HOPELESS else None
+    return _rounded_up(number.n * (half / abs(gap)) ** (1 if number.rare else 2))
 
 
 def _rounded_up(needed: float) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qconvert.errors import UserError
 from qconvert_evals.results import Results
-from qconvert_reports.baseline import Change
+from qconvert_reports.baseline import Against
 from qconvert_reports.html import render_html
 from qconvert_reports.junit import render_junit
 from qconvert_reports.markdown import render_markdown
@@ -46,14 +46,14 @@ def _is_report(folder: Path) -> bool:
     return True
 
 
-def write_report(results: Results, folder: Path, changes: list[Change] | None = None) -> None:
+def write_report(results: Results, folder: Path, against: Against | None = None) -> None:
     """Draw everything beside the folder, then put it in place."""
     check_report_folder(folder)
     target = folder.absolute()
     files = {
-        "report.html": render_html(results, changes),
-        "report.md": render_markdown(results, changes),
-        "junit.xml": render_junit(results),
+        "report.html": render_html(results, against),
+        "report.md": render_markdown(results, against),
+        "junit.xml": render_junit(results, against),
         **{f"tables/{name}": text for name, text in csv_tables(results).items()},
     }
     try:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qconvert_evals.results import Measurement, Results
 from qconvert_reports import plots, view
-from qconvert_reports.baseline import Change
+from qconvert_reports.baseline import Against
 from qconvert_reports.labels import label, show_slice, show_value
 from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline
 
@@ -29,8 +29,8 @@ TILES = (
 )
 
 
-def render_html(results: Results, changes: list[Change] | None = None) -> str:
-    """The page as text; `changes` are those against a baseline."""
+def render_html(results: Results, against: Against | None = None) -> str:
+    """The page as text, with what changed against a baseline."""
     environment = Environment(
         loader=PackageLoader("qconvert_reports"),
         autoescape=True,
@@ -41,10 +41,10 @@ def render_html(results: Results, changes: list[Change] | None = None) -> str:
     environment.filters.update(
         visible=visible, value=show_value, slice=show_slice, image=data_uri, label=label, gate=gate_line
     )
-    return environment.get_template("report.html").render(**_context(results, changes))
+    return environment.get_template("report.html").render(**_context(results, against))
 
 
-def _context(results: Results, changes: list[Change] | None) -> dict[str, Any]:
+def _context(results: Results, against: Against | None) -> dict[str, Any]:
     index = view.Index(results)
     status = results.verdict.status if results.verdict else "inconclusive"
     return {
@@ -61,7 +61,7 @@ def _context(results: Results, changes: list[Change] | None) -> dict[str, Any]:
         "sections": _sections(index),
         "worst_tokens": _worst_first(results.figures.get("worst_tokens") or []),
         "weights_worst": results.figures.get("weights_worst") or [],
-        "changes": changes,
+        "against": against,
         "index": index,
     }
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 from qconvert_evals.results import Measurement, Results, VerdictRow
+from qconvert_reports.baseline import RULE, Against, change_row
 from qconvert_reports.verdict_view import gate_line
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def render_junit(results: Results) -> str:
+def render_junit(results: Results, against: Against | None = None) -> str:
     """The file as text; a record without a verdict gives one skipped case, so that it can never look green."""
     rows = results.verdict.rows if results.verdict is not None else []
     if not rows:
@@ -37,6 +39,8 @@ def render_junit(results: Results) -> str:
             suite.set(key, str(number))
         for row in mine:
             _case(suite, row, by_key.get((row.measurement, row.lane, row.slice)))
+    if against is not None and not any(row.rule == RULE for row in rows):
+        _informative(root, against, results.created)
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -55,6 +59,16 @@ def _case(suite: ET.Element, row: VerdictRow, measurement: Measurement | None) -
     kind = _kind(row)
     if kind:
         ET.SubElement(case, kind, message=_text(gate_line(row)))
+
+
+def _informative(root: ET.Element, against: Against, created: str) -> None:
+    """Changes for the worse that do not gate: skipped, so that they are seen and never counted as passes."""
+    worse = [replace(change_row(one, against), status="inconclusive") for one in against.worse]
+    suite = ET.SubElement(root, "testsuite", name="baseline", timestamp=_text(created), errors="0", failures="0")
+    suite.set("tests", str(len(worse)))
+    suite.set("skipped", str(len(worse)))
+    for row in worse:
+        _case(suite, row, None)
 
 
 def _kind(row: VerdictRow) -> str:

@@ -46,6 +46,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "weights.quantized_tensors": ("Quantized tensors", ""),
     "weights.kept_changed": ("Kept tensors that changed", "lower"),
     "weights.missing_tensors": ("Tensors that are missing", "lower"),
+    "weights.unloadable": ("Quantized tensors that no engine loads", "lower"),
     "weights.extra_tensors": ("Tensors that BF16 does not have", "lower"),
     "model.bytes": ("Bytes of the checkpoint's tensors", "lower"),
     "model.parameters": ("Parameters", ""),

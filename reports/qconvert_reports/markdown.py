@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from qconvert_evals.results import Results
 from qconvert_reports import view
-from qconvert_reports.baseline import Change
+from qconvert_reports.baseline import Against
 from qconvert_reports.labels import label, show_slice, show_value
 from qconvert_reports.verdict_view import WORDS, Group, groups, headline
 
@@ -25,17 +25,17 @@ MARKER = "<!-- qconvert drift report -->"
 _MARKS = re.compile(r"([\\`*_\[\]|~#])")
 
 
-def render_markdown(results: Results, changes: list[Change] | None = None, limit: int = COMMENT_LIMIT) -> str:
+def render_markdown(results: Results, found: Against | None = None, limit: int = COMMENT_LIMIT) -> str:
     """The report in at most `limit` characters."""
     text, room = "", limit - len(NOTICE)
-    for block in _blocks(results, changes):
+    for block in _blocks(results, found):
         if len(text) + len(block) > room:
             return text + NOTICE
         text += block
     return text
 
 
-def _blocks(results: Results, changes: list[Change] | None) -> Iterable[str]:
+def _blocks(results: Results, against: Against | None) -> Iterable[str]:
     """Pieces in order of importance; each can stand at the end."""
     index = view.Index(results)
     found = groups(results)
@@ -46,8 +46,8 @@ def _blocks(results: Results, changes: list[Change] | None) -> Iterable[str]:
     yield from (f"- **{WORDS[one.status]}** {escape(_gate(one))}\n" for one in bad)
     yield "\n" if bad else ""
     yield _table(view.summary(index)) + "\n"
-    if changes is not None:
-        yield _changes([one for one in changes if one.kind != "same"], len(changes))
+    if against is not None:
+        yield _changes(against)
     yield _fold("All checks", _checks(found))
     yield _fold("By domain", _table(view.domain_table(index)))
     yield _fold("Draft acceptance", _tables(view.acceptance_tables(index)))
@@ -56,7 +56,7 @@ def _blocks(results: Results, changes: list[Change] | None) -> Iterable[str]:
     yield _fold("Weights", _table(view.weights_table(index)))
     if results.missing:
         rows = [[one.name, one.lane, one.slice, one.why] for one in results.missing]
-        yield _fold(f"Not measured ({len(rows)})", _grid(["measurement", "lane", "slice", "why"], rows))
+        yield _fold(f"Not measured ({len(rows)})", grid(["measurement", "lane", "slice", "why"], rows))
     yield _footer(results)
 
 
@@ -70,11 +70,13 @@ def _checks(found: list[Group]) -> str:
         [WORDS[one.status], one.lane, one.what, f"{one.measured} {one.interval}".strip(), one.worst.bound or "–"]
         for one in found
     ]
-    return _grid(["result", "lane", "check", "measured", "allowed"], rows)
+    return grid(["result", "lane", "check", "measured", "allowed"], rows)
 
 
-def _changes(moved: list[Change], total: int) -> str:
+def _changes(against: Against) -> str:
+    moved, total = against.moved, len(against.changes)
     head = f"### Against the baseline\n\n{len(moved)} of {total} numbers changed (intervals do not overlap).\n\n"
+    head += "".join(f"- Not alike, as allowed: {escape(str(one))}\n" for one in against.unlike[:12])
     rows = [
         [
             one.kind,
@@ -86,7 +88,9 @@ def _changes(moved: list[Change], total: int) -> str:
         for one in moved[:30]
     ]
     more = f"\n{len(moved) - 30} more in report.html.\n" if len(moved) > 30 else ""
-    return head + (_grid(["change", "lane", "measurement", "baseline", "now"], rows) if rows else "") + more + "\n"
+    if against.worse:
+        more += f"\nIf this is intended, accept the new figures: <code>{escape(against.accept)}</code>\n"
+    return head + (grid(["change", "lane", "measurement", "baseline", "now"], rows) if rows else "") + more + "\n"
 
 
 def _footer(results: Results) -> str:
@@ -100,7 +104,7 @@ def _footer(results: Results) -> str:
 
 def _table(table: view.Table) -> str:
     rows = [[f"{cell.text} {cell.interval}".strip() for cell in row] for row in table.rows]
-    return _grid(table.columns, rows) if rows else ""
+    return grid(table.columns, rows) if rows else ""
 
 
 def _tables(tables: Iterable[view.Table]) -> str:
@@ -108,7 +112,8 @@ def _tables(tables: Iterable[view.Table]) -> str:
     return "\n".join(f"**{escape(one.title)}**\n\n{_table(one)}" for one in tables if one.rows)
 
 
-def _grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; every cell is escaped."""
     names = [escape(one) for one in head]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows]

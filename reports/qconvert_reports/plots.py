@@ -97,7 +97,7 @@ def kl_histogram(results: Results) -> list[Plot]:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
     caption = f"Over the full vocabulary; the first bar holds everything below {_power(TINY)}."
-    return [_plot("KL divergence, token by token", caption, draw, len(shown))]
+    return [draw_plot("KL divergence, token by token", caption, draw, len(shown))]
 
 
 def _bars(histogram: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -131,7 +131,7 @@ def kl_by_position(results: Results) -> list[Plot]:
         axes.set_ylabel("mean KL (nats)")
 
     caption = "Mean divergence by how much text came before."
-    return [_plot("KL divergence along the text", caption, draw, len(shown))]
+    return [draw_plot("KL divergence along the text", caption, draw, len(shown))]
 
 
 def _power(x: float, _: object = None) -> str:
@@ -173,7 +173,7 @@ def by_layer(results: Results, name: str, title: str, caption: str) -> list[Plot
             if next(iter(next(iter(lines.values())).values())).unit == "fraction":
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
-        plots.append(_plot(f"{title}: {words}", caption, draw, len(lines)))
+        plots.append(draw_plot(f"{title}: {words}", caption, draw, len(lines)))
     return plots
 
 
@@ -226,7 +226,7 @@ def acceptance(results: Results) -> list[Plot]:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
         title = f"Draft acceptance, {domain}" if domain else "Draft acceptance, all text"
-        plots.append(_plot(title, "", draw, len(lines)))
+        plots.append(draw_plot(title, "", draw, len(lines)))
     return plots
 
 
@@ -257,7 +257,8 @@ def _points(axes: Any, places: Sequence[float], points: Sequence[Measurement], l
     axes.errorbar(places, values, yerr=[below, above], color=colour, label=lane, **style)
 
 
-def _plot(title: str, caption: str, draw: Callable[[Any], None], lines: int) -> Plot:
+def draw_plot(title: str, caption: str, draw: Callable[[Any], None], lines: int) -> Plot:
+    """One panel with its legend above; `draw` fills the axes."""
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type, unused-ignore]
         figure = Figure(figsize=(4.9, 2.7), layout="constrained")
         FigureCanvasSVG(figure)

@@ -60,9 +60,7 @@ def _weights(record: Record, lane: str) -> Iterator[VerdictRow]:
     error, worst = record.measured("weights.relative_error", lane), record.measured("logits.kl_max", lane)
     count = record.measured("weights.quantized_tensors", lane)
     if count is not None and count.value == 0 and worst is not None and worst.value == 0:
-        yield _row(
-            INCONCLUSIVE, count, "no tensor of this lane is quantized, and no token's distribution moved", ITSELF
-        )
+        yield _row(INCONCLUSIVE, count, "no tensor of this lane is quantized, and no token moved", ITSELF)
     if error is not None and error.value == 0 and (record.value("weights.quantized_tensors", lane) or 0) > 0:
         words = "quantized tensors that err by exactly 0: either BF16 was dequantized from this very grid, or it is "
         yield _row(INCONCLUSIVE, error, words + "the candidate", ITSELF)

@@ -15,6 +15,7 @@ from qconvert_evals.results import Results
 from qconvert_reports.labels import family
 
 COLUMNS = ("lane", "measurement", "slice", "value", "unit", "n", "ci_low", "ci_high", "noise_floor")
+DECIDED = ("decided", "n", "needed_n")
 
 
 def csv_tables(results: Results) -> dict[str, str]:
@@ -31,20 +32,7 @@ def csv_tables(results: Results) -> dict[str, str]:
             (r.status, r.lane, r.measurement, r.slice, r.value, *r.ci, r.bound, r.reason, r.decided, r.n, r.needed_n)
             for r in results.verdict.rows
         ]
-        head = [
-            "status",
-            "lane",
-            "measurement",
-            "slice",
-            "value",
-            "ci_low",
-            "ci_high",
-            "bound",
-            "reason",
-            "decided",
-            "n",
-            "needed_n",
-        ]
+        head = ("status", "lane", "measurement", "slice", "value", "ci_low", "ci_high", "bound", "reason", *DECIDED)
         written["verdict.csv"] = _csv(head, rows)
     return written
 

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from qconvert_evals.results import Results
 from qconvert_reports import view
+from qconvert_reports.baseline import Against
+from qconvert_reports.labels import show_value
 from qconvert_reports.verdict_view import WORDS, groups, headline
 
 COLOURS = {
@@ -48,3 +50,16 @@ def verdict_lines(results: Results) -> Iterator[Text]:
         status = results.verdict.status
         words = Text(f"{WORDS[status].upper()} ", style=f"bold {COLOURS[status]}")
         yield words + Text(headline(results.verdict, results), style="default")
+
+
+def baseline_lines(against: Against) -> Iterator[Text]:
+    """How many numbers changed, the worst of them, what was unlike, and how to accept the new figures."""
+    yield from (Text(f"not alike, as allowed: {one}", style="yellow") for one in against.unlike[:SHOWN])
+    yield Text(f"{len(against.moved)} of {len(against.changes)} numbers changed against {against.path}")
+    for one in against.worse[:SHOWN]:
+        before, after = (show_value(m.value if m else None, one.unit) for m in (one.before, one.after))
+        yield Text(f"{one.kind.upper()} {one.lane} {one.name} ({one.slice}): {before} -> {after}", style="yellow")
+    if len(against.worse) > SHOWN:
+        yield Text(f"and {len(against.worse) - SHOWN} more")
+    if against.worse:
+        yield Text(f"if this is intended, accept the new figures: {against.accept}")

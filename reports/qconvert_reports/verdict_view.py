@@ -69,7 +69,8 @@ def headline(verdict: Verdict, results: Results) -> str:
         better = f", {counts['improved']} better than BF16 beyond noise" if counts["improved"] else ""
         return f"{lanes}: within the budget in all {judged} checks{better}."
     if verdict.status == "fail":
-        failing = ", ".join(sorted({row.lane for row in verdict.rows if row.status == "fail"}, key=names.index))
+        bad = {row.lane for row in verdict.rows if row.status == "fail"}
+        failing = ", ".join([name for name in names if name in bad] + sorted(bad.difference(names)))
         return f"{failing}: beyond the budget in {counts['fail']} of {judged} checks."
     return f"{lanes}: {counts['inconclusive']} of {judged} checks could not be decided, none failed."
 

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 from qconvert.errors import UserError
 from qconvert.schemes import get_scheme
 from qconvert_evals.compare import compare
-from qconvert_evals.results import Results
+from qconvert_evals.results import SCHEMA_VERSION, Results
 from qconvert_evals.speculation import LiveSettings
 from tests.evals.tiny_pair import damage, some_documents, write_pair, write_tokenizer
 from tests.tiny import tiny_config, write_tiny_checkpoint
@@ -36,6 +38,11 @@ def run(base: Path, prompts: int = 0, **candidates: Path) -> Results:
 def healthy(pair: tuple[Path, Path]) -> Results:
     base, fp8 = pair
     return run(base, prompts=2, fp8=fp8, same=base)
+
+
+def test_real_output_fits_the_frozen_schema(healthy: Results) -> None:
+    text = files("qconvert_evals").joinpath(f"schemas/results.v{SCHEMA_VERSION}.json").read_text(encoding="utf-8")
+    Draft202012Validator(json.loads(text)).validate(json.loads(healthy.to_json()))
 
 
 def value(results: Results, name: str, lane: str = "fp8", at: str = "all") -> float:
@@ -178,6 +185,7 @@ def test_quantized_router(pair: tuple[Path, Path], broken: Path) -> None:
     damage(broken, change)
     results = run(pair[0], fp8=broken)
     assert value(results, "weights.relative_error_max", at="kind=mlp.gate") > 0.01
+    assert value(results, "weights.unloadable") == 1 and results.figures["weights_unloadable"]["fp8"] == [GATE]
 
 
 def test_lost_mtp_tensor_is_missing_not_zero(pair: tuple[Path, Path], broken: Path) -> None:

@@ -80,7 +80,7 @@ class _Maker:
             self.add("weights.relative_error", lane, "all", weight, "ratio", 0.0, 96)
             self.add("weights.relative_error_max", lane, "all", 1.05 * weight, "ratio", 0.0, 96)
             self.add("weights.block_error_max", lane, "all", 1.2 * weight, "ratio", 0.0, 96)
-            for name in ("kept_changed", "missing_tensors"):
+            for name in ("kept_changed", "missing_tensors", "unloadable"):
                 self.add(f"weights.{name}", lane, "all", 0.0, "count", 0.0, 96)
             self.add("weights.sqnr_db", lane, "all", 31.5, "dB", 0.0, 96)
 

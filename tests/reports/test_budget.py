@@ -31,7 +31,7 @@ def test_default_budget_binds_both_precisions_with_reasons() -> None:
     for name in ("fp8", "int4"):
         rules = budget.rules_for(lane(name))
         families = {rule.measurement.partition(".")[0] for rule in rules}
-        assert families == {"logits", "router", "mtp", "weights", "bench"}
+        assert families == {"logits", "router", "mtp", "weights", "hidden", "bench"}
         assert all(len(rule.why) > 40 for rule in rules)
 
 

@@ -15,7 +15,7 @@ import pytest
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity, Measurement, Missing, Results
 from qconvert_reports import plots
-from qconvert_reports.baseline import changes
+from qconvert_reports.baseline import against
 from qconvert_reports.budget import default_budget
 from qconvert_reports.drift import settle
 from qconvert_reports.folder import write_report
@@ -284,8 +284,9 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, plain: Results, monkeypat
 
 
 def test_baseline_shows_what_changed_and_refuses_unlike_things(healthy: Results) -> None:
-    same = changes(healthy, healthy, "old.json")
-    assert {change.kind for change in same} == {"same"}
+    same = against(healthy, healthy, "old.json")
+    assert {change.kind for change in same.changes} == {"same"}
+    assert not same.moved
     worse = [
         replace(m, value=0.01, ci_low=0.009, ci_high=0.011)
         if (m.name, m.lane, m.slice) == ("logits.kl_mean", "fp8", "all")
@@ -293,15 +294,15 @@ def test_baseline_shows_what_changed_and_refuses_unlike_things(healthy: Results)
         for m in healthy.measurements
         if not (m.name == "weights.sqnr_db" and m.lane == "fp8")
     ]
-    found = changes(replace(healthy, measurements=worse), healthy, "old.json")
-    assert [(one.kind, one.name) for one in found[:2]] == [("gone", "weights.sqnr_db"), ("worse", "logits.kl_mean")]
+    found = against(replace(healthy, measurements=worse), healthy, "old.json")
+    assert [(one.kind, one.name) for one in found.worse] == [("gone", "weights.sqnr_db"), ("worse", "logits.kl_mean")]
     assert "Against the baseline" in render_html(healthy, found)
     assert "2 of" in render_markdown(healthy, found)
     other = replace(healthy, tool={**healthy.tool, "tokens": 7})
     with pytest.raises(UserError, match="other tokens"):
-        changes(healthy, other, "old.json")
+        against(healthy, other, "old.json")
     lanes = [
         replace(one, files={"model.safetensors": "0" * 64}) if one.role == "base" else one for one in healthy.lanes
     ]
     with pytest.raises(UserError, match="another base model"):
-        changes(healthy, replace(healthy, lanes=lanes), "old.json")
+        against(healthy, replace(healthy, lanes=lanes), "old.json")

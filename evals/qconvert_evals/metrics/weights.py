@@ -57,12 +57,13 @@ class TensorError:
 
 @dataclass
 class WeightState:
-    """Errors of all tensors compared so far, and the names that only one side has."""
+    """Errors of all tensors compared so far, the names that only one side has, and quantized ones no engine loads."""
 
     lane: str
     tensors: list[TensorError] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
+    unloadable: list[str] = field(default_factory=list)
 
 
 def update(
@@ -113,6 +114,7 @@ def result(state: WeightState) -> Found:
         "kept_changed": len(kept_changed(state)),
         "missing_tensors": len(state.missing),
         "extra_tensors": len(state.extra),
+        "unloadable": len(state.unloadable),
     }
     for name, count in counts.items():
         found.add(f"weights.{name}", "all", "count", statistics.exact(count, len(state.tensors)))

@@ -1,21 +1,29 @@
-"""Which tiling a product runs with: `<kernel>.<device>.json` beside this file, or `<kernel>.default.json`.
+"""Which tiling a product runs with: `<kernel>.<device>.json`, or `<kernel>.default.json`.
 
     {"measured": "how and when, or null", "entries": [{"M": 16, "N": 2048, "K": 2048, "path": ..., <fields of Tiling>}]}
 
-An entry serves up to M tokens. The nearest weight shape is taken first (sum of |log2| ratios of N and K), then the
-smallest M that suffices, else the largest.
+A file is looked for in the folder that QCONVERT_CONFIGURATIONS names, then beside this module; the tuner writes such
+files (`qconvert bench kernels --tune`). An entry serves up to M tokens. The nearest weight shape is taken first (sum of
+|log2| ratios of N and K), then the smallest M that suffices, else the largest. The routed experts have files and keys
+of their own, `grouped.tilings`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from math import log2
+from pathlib import Path
 from typing import NamedTuple
 
 from qconvert_kernels.tiling import Tiling, problems
+
+FOLDER = "QCONVERT_CONFIGURATIONS"
 
 
 class Entry(NamedTuple):
@@ -30,11 +38,24 @@ class Entry(NamedTuple):
 @cache
 def entries(kernel: str, device_name: str) -> tuple[Entry, ...]:
     """All entries for this device, or the default's; a file that asks for the impossible is an error."""
-    folder = files("qconvert_kernels.configurations")
-    file = folder / f"{kernel}.{device_name.replace(' ', '_')}.json"
-    if not file.is_file():
-        file = folder / f"{kernel}.default.json"
+    file = find(kernel, device_name) or find(kernel, "default")
+    if file is None:
+        raise ValueError(f"there are no configurations for {kernel}")
     return parse(kernel, file.read_text(), str(file))
+
+
+def find(kernel: str, device_name: str) -> Traversable | None:
+    """The file for exactly this device, or None."""
+    own, name = os.environ.get(FOLDER), file_name(kernel, device_name)
+    folders: list[Traversable] = [files("qconvert_kernels.configurations")]
+    if own:
+        folders.insert(0, Path(own))
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def file_name(kernel: str, device_name: str) -> str:
+    """Such as fp8_w8a8.NVIDIA_H200.json."""
+    return f"{kernel}.{re.sub(r'[^A-Za-z0-9.-]+', '_', device_name)}.json"
 
 
 def parse(kernel: str, text: str, where: str) -> tuple[Entry, ...]:

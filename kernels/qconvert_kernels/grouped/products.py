@@ -21,7 +21,7 @@ from qconvert_kernels.grouped import routing, tilings
 from qconvert_kernels.grouped.routing import Layout, most_blocks
 from qconvert_kernels.grouped.stacked import Activations, Experts
 from qconvert_kernels.grouped.tilings import GroupedTiling
-from qconvert_kernels.launch import check, check_devices, load_kernels, on
+from qconvert_kernels.launch import check, check_devices, device_name, load_kernels, on
 
 ROUTE_TYPES = (torch.int32, torch.int64)
 CHUNK = 1024  # routes a program reads at a time
@@ -71,7 +71,7 @@ def moe(
     check("weights", weights, tuple(experts.shape), (torch.float32, torch.bfloat16))
     check_devices(x=x, experts=experts, weights=weights, stacked=stacked.some)
     kind = stacked.kind(activations)
-    tiling = tiling or tilings.default(kind, experts.numel(), stacked.num_experts)
+    tiling = tiling or tilings.choose(kind, device_name(x.device), experts.numel(), stacked.num_experts)
     if wrong := tilings.problems(kind, tiling):
         raise BadInput(f"{tiling}: {'; '.join(wrong)}")
     if not experts.numel():

@@ -1,16 +1,25 @@
 """How the grouped products are cut into tiles, and what that needs of an H100 or H200.
 
-A tile is so many rows of one expert. With r rows an expert on average, 16 are taken up to r = 16 and 64 above: a weight
-that is read again for a second tile of its expert comes from the L2 cache, whereas rows that are padding cost only time
-of the tensor core. Chosen by arithmetic and by what the compiler makes of them (registers, no spills, shared memory);
-not yet measured.
+A tile is so many rows of one expert. The defaults: with r rows an expert on average, 16 are taken up to r = 16 and 64
+above. A weight that is read again for a second tile of its expert comes from the L2 cache, whereas rows that are
+padding cost only time of the tensor core. They were chosen by arithmetic and by what the compiler makes of them
+(registers, no spills, shared memory); not yet measured. A device may have a file of its own, found as those of the
+dense products are (`configurations`):
+
+    grouped_<kind>.<device>.json   {"measured": ..., "entries": [{"rows": 16, "tile": 16, "gate_up": [block_weights,
+                                    warps, stages], "down": [...]}]}
+
+An entry serves up to so many rows an expert, the largest any number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, NamedTuple
 
+from qconvert_kernels.configurations import find
 from qconvert_kernels.tiling import BLOCK, SHARED_MEMORY_LIMIT, STEP_BYTES
 
 
@@ -48,10 +57,36 @@ DEFAULTS: dict[str, tuple[tuple[float, GroupedTiling], ...]] = {
 }
 
 
-def default(kind: str, pairs: int, experts: int) -> GroupedTiling:
+def choose(kind: str, device_name: str, pairs: int, experts: int) -> GroupedTiling:
     """The tiling for so many pairs over so many experts."""
-    rows = pairs / max(1, min(pairs, experts))
-    return next(tiling for most, tiling in DEFAULTS[kind] if rows <= most)
+    every = entries(kind, device_name)
+    rows = rows_of(pairs, experts)
+    return next((tiling for most, tiling in every if rows <= most), every[-1][1])
+
+
+def rows_of(pairs: int, experts: int) -> float:
+    """Rows an expert has on average, if all have some that can."""
+    return pairs / max(1, min(pairs, experts))
+
+
+@cache
+def entries(kind: str, device_name: str) -> tuple[tuple[float, GroupedTiling], ...]:
+    """By rows, rising; a file that asks for the impossible is an error."""
+    file = find(f"grouped_{kind}", device_name)
+    if file is None:
+        return DEFAULTS[kind]
+    found = []
+    for raw in json.loads(file.read_text())["entries"]:
+        tiling = GroupedTiling(raw["tile"], Product(*raw["gate_up"]), Product(*raw["down"]))
+        if wrong := problems(kind, tiling):
+            raise ValueError(f"{file}: {raw}: {'; '.join(wrong)}")
+        found.append((float(raw["rows"]), tiling))
+    return tuple(sorted(found, key=lambda entry: entry[0]))
+
+
+def as_entry(rows: float, tiling: GroupedTiling) -> dict[str, Any]:
+    """An entry of a file."""
+    return {"rows": rows, **asdict(tiling), "gate_up": list(tiling.gate_up), "down": list(tiling.down)}
 
 
 def problems(kind: str, tiling: GroupedTiling) -> list[str]:

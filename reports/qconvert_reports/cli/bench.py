@@ -1,6 +1,6 @@
-"""`qconvert bench latency`: time and memory of the lanes by length of context.
+"""`qconvert bench latency`: time and memory of the lanes by length of context; and the group that benchmarks are in.
 
-Further benchmarks join the group here; each imports what it needs when it is called.
+Each imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
+from qconvert_reports.cli.bench_kernels import kernels
 from qconvert_reports.cli.compare import named_candidates
 from qconvert_reports.cli.finish import device_option, extra_for
 
@@ -32,7 +33,10 @@ COLUMNS = {
 
 @click.group()
 def bench() -> None:
-    """Time and memory: `bench latency` for the lanes of a comparison."""
+    """Time and memory: `bench latency` for the lanes of a comparison, `bench kernels` for the Triton kernels."""
+
+
+bench.add_command(kernels)
 
 
 @bench.command()
@@ -80,9 +84,14 @@ def latency(
 
 def parse_contexts(text: str) -> tuple[int, ...]:
     """`128,512` to numbers, rising."""
+    return parse_numbers(text, "--contexts")
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Positive whole numbers between commas, rising."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError("--contexts are lengths in tokens", expected="numbers such as 128,512,2048", found=text)
+        raise UserError(f"{option} are numbers of tokens", expected="numbers such as 128,512,2048", found=text)
     return tuple(sorted({int(part) for part in parts}))
 
 

@@ -14,7 +14,7 @@ from qconvert.errors import UserError
 from qconvert_reports.cli.finish import (
     FOLDER,
     Judging,
-    baseline_option,
+    baseline_options,
     budget_option,
     device_option,
     extra_for,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 )
 @device_option
 @budget_option
-@baseline_option
+@baseline_options
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )
@@ -85,6 +85,8 @@ def compare(
     device: str,
     budget_file: Path | None,
     baseline: Path | None,
+    gate_baseline: bool,
+    allowed: tuple[str, ...],
     report_folder: Path | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +95,7 @@ def compare(
     if weight_only and activations.startswith("fp8"):
         raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
-    judging = Judging(budget_file, baseline, report_folder)
+    judging = Judging(budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed)
     with extra_for("compare"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.compare import compare as run

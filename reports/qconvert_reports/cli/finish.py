@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -14,7 +14,7 @@ from qconvert.errors import UserError
 
 if TYPE_CHECKING:
     from qconvert_evals.results import Results
-    from qconvert_reports.baseline import Change
+    from qconvert_reports.baseline import Against
     from qconvert_reports.budget import Budget
 
 LOG_WIDTH = 140  # columns when the output is no terminal: a table that wraps cannot be read in a log
@@ -23,7 +23,6 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 budget_option = click.option(
     "--budget", "budget_file", type=FILE, help="Bounds to judge by (TOML); default: the packaged ones."
 )
-baseline_option = click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since.")
 device_option = click.option(
     "--device",
     default="auto",
@@ -31,20 +30,57 @@ device_option = click.option(
     metavar="auto|cpu|cuda[:N]",
     help="Where the lanes compute; auto: on a GPU if there is one.",
 )
+BASELINE_OPTIONS = (
+    click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since."),
+    click.option(
+        "--gate-baseline", is_flag=True, help="Fail where something changed for the worse since the baseline."
+    ),
+    click.option(
+        "--allow-other",
+        "allowed",
+        multiple=True,
+        type=click.Choice(["base", "tokens", "settings"]),
+        help="Compare with a baseline of another BF16 model, other tokens or settings all the same; repeatable.",
+    ),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def baseline_options(command: Command) -> Command:
+    """--baseline, --gate-baseline and --allow-other: arguments `baseline`, `gate_baseline` and `allowed`."""
+    for option in reversed(BASELINE_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Judging:
     """Budget, baseline and report folder, all read and checked before anything is measured."""
 
-    def __init__(self, budget_file: Path | None, baseline: Path | None, folder: Path | None) -> None:
+    def __init__(
+        self,
+        budget_file: Path | None,
+        baseline: Path | None,
+        folder: Path | None,
+        *,
+        gate_baseline: bool = False,
+        allowed: tuple[str, ...] = (),
+        saved: Path | None = None,
+    ) -> None:
         from qconvert_evals.results import Results
         from qconvert_reports.budget import load_budget
 
         self.budget: Budget = load_budget(budget_file)
         self.baseline_path = baseline
         self.baseline = None if baseline is None else Results.load(baseline)
-        self.folder = folder
+        self.folder, self.gate_baseline, self.allowed = folder, gate_baseline, allowed
+        self.saved = folder / "results.json" if saved is None and folder is not None else saved
+        if self.baseline is None and (gate_baseline or allowed):
+            raise UserError(
+                "--gate-baseline and --allow-other speak of a baseline", fix="give --baseline RESULTS as well"
+            )
         if folder is not None:
             with extra_for("report"):
                 from qconvert_reports.folder import check_report_folder
@@ -57,46 +93,66 @@ class Judging:
         if results.verdict is None or not keep:
             settle(results, self.budget)
 
-    def changes(self, results: Results) -> list[Change] | None:
-        """What changed since the baseline, None without one."""
-        from qconvert_reports.baseline import changes
+    def against(self, results: Results) -> Against | None:
+        """What changed since the baseline, None without one; where the baseline gates, the verdict is changed too."""
+        from qconvert_reports.baseline import against, gated
 
-        return None if self.baseline is None else changes(results, self.baseline, str(self.baseline_path))
+        if self.baseline is None:
+            return None
+        found = against(results, self.baseline, str(self.baseline_path), self.saved, self.allowed)
+        if self.gate_baseline and results.verdict is not None:
+            results.verdict = gated(results.verdict, found)
+        return found
 
 
 def finish(ctx: click.Context, results: Results, judging: Judging, as_json: bool, judged: bool = False) -> None:
     """Judge, write the folder, print, and leave with its exit code."""
-    from rich.console import Console
-
     from qconvert_reports.drift import EXIT_CODES
-    from qconvert_reports.terminal import summary_table, verdict_lines
 
     if not judged:
         judging.judge(results)
+    against = _against(results, judging)
     if judging.folder is not None:
         from qconvert_reports.folder import write_report
 
-        try:
-            changes = judging.changes(results)
-        except UserError:
-            write_report(results, judging.folder)  # a baseline of something else must not cost the measured numbers
-            raise
         with _numbers_kept(results, judging.folder):
-            write_report(results, judging.folder, changes)
+            write_report(results, judging.folder, against)
     if as_json:
         click.echo(results.to_json(), nl=False)
     else:
-        console = Console(file=sys.stdout, highlight=False)
-        if not console.is_terminal:
-            console.width = LOG_WIDTH
-        console.print(summary_table(results))
-        console.print()
-        for line in verdict_lines(results):
-            console.print(line, soft_wrap=True)
-        if judging.folder is not None:
-            click.echo(str(judging.folder / "report.html"))
+        _print(results, judging, against)
     assert results.verdict is not None
     ctx.exit(EXIT_CODES[results.verdict.status])
+
+
+def _against(results: Results, judging: Judging) -> Against | None:
+    """What changed; a baseline of something else must not cost the measured numbers."""
+    try:
+        return judging.against(results)
+    except UserError:
+        if judging.folder is not None:
+            from qconvert_reports.folder import write_report
+
+            write_report(results, judging.folder)
+        raise
+
+
+def _print(results: Results, judging: Judging, against: Against | None) -> None:
+    from rich.console import Console
+
+    from qconvert_reports.terminal import baseline_lines, summary_table, verdict_lines
+
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    console.print(summary_table(results))
+    console.print()
+    for line in baseline_lines(against) if against is not None else ():
+        console.print(line, soft_wrap=True)
+    for line in verdict_lines(results):
+        console.print(line, soft_wrap=True)
+    if judging.folder is not None:
+        click.echo(str(judging.folder / "report.html"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`qconvert report`: judge and draw an existing results.json; needs no model and no torch."""
+"""`qconvert report`: judge and draw existing results; needs no model and no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
-from qconvert_reports.cli.finish import FILE, Judging, baseline_option, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.finish import (
+    FILE,
+    FOLDER,
+    Judging,
+    baseline_options,
+    budget_option,
+    extra_for,
+    finish,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from qconvert_evals.results import Results
-    from qconvert_reports.baseline import Change
+    from qconvert_reports.baseline import Against
 
 
 @click.command()
-@click.argument("results_path", metavar="RESULTS", type=click.Path(path_type=Path))
-@baseline_option
+@click.argument("results_path", metavar="RESULTS", type=click.Path(path_type=Path), required=False)
+@baseline_options
+@click.option("--history", type=FOLDER, help="Draw all results.json below this folder over time, instead of RESULTS.")
 @budget_option
 @click.option("--html", "html_file", type=FILE, help="Write the report as one page.")
 @click.option("--markdown", "markdown_file", type=FILE, help="Write it for a pull-request comment.")
@@ -27,8 +37,11 @@ if TYPE_CHECKING:
 @click.pass_context
 def report(
     ctx: click.Context,
-    results_path: Path,
+    results_path: Path | None,
     baseline: Path | None,
+    gate_baseline: bool,
+    allowed: tuple[str, ...],
+    history: Path | None,
     budget_file: Path | None,
     html_file: Path | None,
     markdown_file: Path | None,
@@ -42,21 +55,53 @@ def report(
     """
     from qconvert_evals.results import Results
 
-    results = Results.load(results_path / "results.json" if results_path.is_dir() else results_path)
-    judging = Judging(budget_file, baseline, None)
-    judging.judge(results, keep=budget_file is None)
     wanted = {"html": html_file, "markdown": markdown_file, "junit": junit_file}
     files = {kind: path for kind, path in wanted.items() if path is not None}
-    _write_files(results, judging.changes(results), files, overwrite)
+    if history is not None:
+        if results_path or baseline or budget_file or junit_file or as_json:
+            raise UserError("--history judges nothing", fix="give it with --html and --markdown alone")
+        _history(history, files, overwrite)
+        return
+    if results_path is None:
+        raise UserError("there are no results to report on", fix="give RESULTS, or --history FOLDER")
+    saved = results_path / "results.json" if results_path.is_dir() else results_path
+    results = Results.load(saved)
+    judging = Judging(budget_file, baseline, None, gate_baseline=gate_baseline, allowed=allowed, saved=saved)
+    judging.judge(results, keep=budget_file is None)
+    against = judging.against(results)
+    write_files({path: _render(kind, results, against) for kind, path in _free(files, overwrite).items()})
     finish(ctx, results, judging, as_json, judged=True)
 
 
-def _write_files(results: Results, changes: list[Change] | None, files: dict[str, Path], overwrite: bool) -> None:
-    """Draw all that is wanted, then write; an existing file is refused before anything is written."""
+def _history(folder: Path, files: dict[str, Path], overwrite: bool) -> None:
+    """All runs below a folder."""
+    from qconvert_reports.history import read_history, text_lines
+
+    found = read_history(folder)
+    texts = {}
+    for kind, path in _free(files, overwrite).items():
+        if kind == "html":
+            with extra_for("report --history --html"):
+                from qconvert_reports.history_page import render_page
+            texts[path] = render_page(found)
+        else:
+            from qconvert_reports.history_markdown import render_history
+
+            texts[path] = render_history(found)
+    write_files(texts)
+    click.echo("\n".join(text_lines(found)))
+
+
+def _free(files: dict[str, Path], overwrite: bool) -> dict[str, Path]:
+    """The files, refused where one exists, before anything is drawn or written."""
     for path in files.values():
         if path.exists() and not overwrite:
             raise UserError("the file exists", where=str(path), fix="name another one, or give --overwrite")
-    texts = {path: _render(kind, results, changes) for kind, path in files.items()}
+    return files
+
+
+def write_files(texts: dict[Path, str]) -> None:
+    """Everything is drawn before the first file is written."""
     for path, text in texts.items():
         try:
             path.write_text(text, encoding="utf-8")
@@ -64,15 +109,15 @@ def _write_files(results: Results, changes: list[Change] | None, files: dict[str
             raise UserError("cannot write the report", where=str(path), found=str(error)) from error
 
 
-def _render(kind: str, results: Results, changes: list[Change] | None) -> str:
+def _render(kind: str, results: Results, against: Against | None) -> str:
     if kind == "html":
         with extra_for("report --html"):
             from qconvert_reports.html import render_html
-        return render_html(results, changes)
+        return render_html(results, against)
     if kind == "markdown":
         from qconvert_reports.markdown import render_markdown
 
-        return render_markdown(results, changes)
+        return render_markdown(results, against)
     from qconvert_reports.junit import render_junit
 
-    return render_junit(results)
+    return render_junit(results, against)
