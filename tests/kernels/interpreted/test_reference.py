@@ -9,6 +9,7 @@ import torch
 from qconvert.quantization import quantize
 from qconvert.schemes import get_scheme
 from qconvert_evals.compare import compare
+from qconvert_evals.data import load_documents
 from qconvert_evals.small_model_files import small_model_path
 from qconvert_evals.speculation import LiveSettings
 from qconvert_reference.cache import DeltaState
@@ -112,14 +113,19 @@ def test_the_noise_lane_and_fp32_stay_on_the_plain_rule() -> None:
 
 @pytest.mark.slow
 def test_the_verdict_is_that_of_torch(tmp_path: Path) -> None:
-    """A short run of the trained model: every check comes out the same, whoever multiplies."""
+    """A short run of the trained model: every check comes out the same, whoever multiplies.
+
+    Text of one kind: of four, each would have a dozen positions, and one of them decides a check.
+    """
     source = small_model_path()
+    prose = [one for one in load_documents() if one.domain == "prose"]
     quantize(source, tmp_path / "fp8")
 
     def verdict(kernels: str) -> list[tuple[str, str]]:
         results = compare(
-            source, {"fp8": tmp_path / "fp8"}, tokens=32, seq_len=16, live=LiveSettings(prompts=0), kernels=kernels
-        )
+            source, {"fp8": tmp_path / "fp8"}, documents=prose, tokens=64, seq_len=32, draft_tokens=1,
+            live=LiveSettings(prompts=0), kernels=kernels,
+        )  # fmt: skip
         settle(results, default_budget())
         assert results.verdict is not None
         lane = next(lane for lane in results.lanes if lane.name == "fp8")
