@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @budget_option
 @click.option("--html", "html_file", type=FILE, help="Write the report as one page.")
 @click.option("--markdown", "markdown_file", type=FILE, help="Write it for a pull-request comment.")
+@click.option("--summary", "summary_file", type=FILE, help="Write it for a job's step summary: longer.")
 @click.option("--junit", "junit_file", type=FILE, help="Write one test case a check.")
 @click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
 @json_option
@@ -45,6 +46,7 @@ def report(
     budget_file: Path | None,
     html_file: Path | None,
     markdown_file: Path | None,
+    summary_file: Path | None,
     junit_file: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -55,10 +57,10 @@ def report(
     """
     from qconvert_evals.results import Results
 
-    wanted = {"html": html_file, "markdown": markdown_file, "junit": junit_file}
+    wanted = {"html": html_file, "markdown": markdown_file, "summary": summary_file, "junit": junit_file}
     files = {kind: path for kind, path in wanted.items() if path is not None}
     if history is not None:
-        if results_path or baseline or budget_file or junit_file or as_json:
+        if results_path or baseline or budget_file or junit_file or summary_file or as_json:
             raise UserError("--history judges nothing", fix="give it with --html and --markdown alone")
         _history(history, files, overwrite)
         return
@@ -118,6 +120,10 @@ def _render(kind: str, results: Results, against: Against | None) -> str:
         from qconvert_reports.markdown import render_markdown
 
         return render_markdown(results, against)
+    if kind == "summary":
+        from qconvert_reports.markdown import render_summary
+
+        return render_summary(results, against)
     from qconvert_reports.junit import render_junit
 
     return render_junit(results, against)
