@@ -97,8 +97,11 @@ def _checks(found: list[Group]) -> str:
     rows = [
         [WORDS[one.status], one.lane, one.what, f"{one.measured} {one.interval}".strip(), one.worst.bound or "–"]
         for one in found
+        if one.status != "not applicable"
     ]
-    return grid(["result", "lane", "check", "measured", "allowed"], rows)
+    idle = [f"{one.lane}: {one.what}" for one in found if one.status == "not applicable"]
+    note = f"\n{len(idle)} rows do not apply: {escape('; '.join(idle))}.\n" if idle else ""
+    return grid(["result", "lane", "check", "measured", "allowed"], rows) + note
 
 
 def _changes(against: Against) -> str:
