@@ -10,7 +10,8 @@
     acceptance of the first draft exactly 100% over at least ENOUGH drafts                   inconclusive
     a score of a benchmark, whole interval, above BF16's by more than TOO_MUCH_SCORE         inconclusive
 
-A fail only where no honest run can show it. The weight error can be 0 in earnest, where the BF16 checkpoint was itself
+A fail only where no honest run can show it (a recipe whose quantized tensors no token ever reaches looks the same, and
+was measured as little). The weight error can be 0 in earnest, where the BF16 checkpoint was itself
 dequantized from the same grid; the reader is told. These checks need no budget, because no budget allows them.
 """
 
