@@ -6,7 +6,7 @@ For a bound that must not be exceeded (mirror image for `min`, both sides for `w
     fail          low > L          wholly beyond
     inconclusive  otherwise        the interval straddles L
     improved      a pass whose whole interval lies on the good side of "no change", by more than the noise floor, with
-                  NAMED_FROM samples at least: a few documents give intervals that are too narrow as often as not
+                  NAMED_FROM samples at least, since a lucky interval over a handful is no improvement
 
 A number counted in full (a weight's error) has an interval of width zero. A number whose interval is not known comes
 from fewer than two documents: beyond the bound it fails, within it is inconclusive, because one document is no evidence
