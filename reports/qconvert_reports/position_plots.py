@@ -34,8 +34,8 @@ def along_context(results: Results) -> list[Plot]:
                 at = [places.index(one) for one in points]
                 draw_line(axes, at, list(points.values()), lane, lane_colour(results, lane))
                 unit = next(iter(points.values())).unit
-            axes.set_xticks(range(len(places)), [one.replace("-", "–") for one in places])
-            axes.set_xlabel("tokens before")
+            axes.set_xticks(range(len(places)), [one.partition("-")[0] for one in places])
+            axes.set_xlabel("stretch of the context, by its first token")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_value(value, unit)))
 
         words = label(name) + (f", draft step {step}" if step else "")
