@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
-from qconvert_reports.cli.finish import FOLDER, Judging, baseline_options, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
+from qconvert_reports.cli.gating import gate_options
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
 )
 @budget_option
-@baseline_options
+@baseline_option
+@gate_options
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )
