@@ -240,10 +240,3 @@ def test_a_long_history_of_many_lanes_fits_a_comment(tmp_path: Path) -> None:
     text = render_history(read_history(tmp_path))
     assert len(text) < COMMENT_LIMIT
     assert "40 runs" in text and "10 older ones" in text
-
-
-def test_the_options_know_every_kind() -> None:
-    from qconvert_reports.cli import gating
-    from qconvert_reports.likeness import KINDS
-
-    assert tuple(gating.KINDS) == KINDS

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
-from qconvert_reports.cli.finish import FOLDER, Judging, baseline_option, budget_option, extra_for, finish, json_option
-from qconvert_reports.cli.gating import gate_options
+from qconvert_reports.cli.finish import FOLDER, Judging, baseline_options, budget_option, extra_for, finish, json_option
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -53,8 +52,7 @@ if TYPE_CHECKING:
     help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
 )
 @budget_option
-@baseline_option
-@gate_options
+@baseline_options
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )

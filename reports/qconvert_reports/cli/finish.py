@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -23,8 +23,30 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 budget_option = click.option(
     "--budget", "budget_file", type=FILE, help="Bounds to judge by (TOML); default: the packaged ones."
 )
-baseline_option = click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since.")
+BASELINE_OPTIONS = (
+    click.option("--baseline", type=FILE, help="An earlier results.json: shows what changed since."),
+    click.option(
+        "--gate-baseline", is_flag=True, help="Fail where something changed for the worse since the baseline."
+    ),
+    click.option(
+        "--allow-other",
+        "allowed",
+        multiple=True,
+        type=click.Choice(["base", "tokens", "settings"]),
+        help="Compare with a baseline of another BF16 model, other tokens or settings all the same; repeatable.",
+    ),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def baseline_options(command: Command) -> Command:
+    """--baseline, --gate-baseline and --allow-other: arguments `baseline`, `gate_baseline` and `allowed`."""
+    for option in reversed(BASELINE_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Judging:

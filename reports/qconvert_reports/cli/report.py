@@ -13,13 +13,12 @@ from qconvert_reports.cli.finish import (
     FILE,
     FOLDER,
     Judging,
-    baseline_option,
+    baseline_options,
     budget_option,
     extra_for,
     finish,
     json_option,
 )
-from qconvert_reports.cli.gating import gate_options
 
 if TYPE_CHECKING:
     from qconvert_evals.results import Results
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("results_path", metavar="RESULTS", type=click.Path(path_type=Path), required=False)
-@baseline_option
-@gate_options
+@baseline_options
 @click.option("--history", type=FOLDER, help="Draw all results.json below this folder over time, instead of RESULTS.")
 @budget_option
 @click.option("--html", "html_file", type=FILE, help="Write the report as one page.")
