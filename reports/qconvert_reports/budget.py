@@ -14,7 +14,7 @@ File format:
     max = 0.02                          # exactly one bound, see `rules`
     unit = "nats"                       # optional; "%" and "pp" are hundredths of a fraction; must fit the measurement
     min_n = 1000                        # optional; with fewer samples the row is inconclusive
-    only_if_base_has = true             # optional; the row does not apply where the base lane lacks the measurement
+    only_if_base_has = true             # optional; the row does not apply where BF16 itself has no such measurement
     other = "mtp.acceptance_greedy"     # for max_abs_difference_from_other: which measurement of the same lane ...
     other_slice = "{slice},context=x"   # ... and in which slice; "{slice}" (the default) is this measurement's own
     why = "where the bound comes from"  # required: a bound without a reason is a guess

@@ -5,7 +5,8 @@ For a bound that must not be exceeded (mirror image for `min`, both sides for `w
     pass          high <= L        wholly within
     fail          low > L          wholly beyond
     inconclusive  otherwise        the interval straddles L
-    improved      a pass whose whole interval lies on the good side of "no change", by more than the noise floor
+    improved      a pass whose whole interval lies on the good side of "no change", by more than the noise floor, with
+                  NAMED_FROM samples at least, since a lucky interval over a handful is no improvement
 
 A number counted in full (a weight's error) has an interval of width zero. A number whose interval is not known comes
 from fewer than two documents: beyond the bound it fails, within it is inconclusive, because one document is no evidence
@@ -26,6 +27,7 @@ from qconvert_reports.labels import LABELS
 from qconvert_reports.rules import AT_LEAST, AT_MOST, WITHIN, Rule
 
 PASS, IMPROVED, FAIL, INCONCLUSIVE, NOT_APPLICABLE = "pass", "improved", "fail", "inconclusive", "not applicable"
+NAMED_FROM = 100  # llama.cpp gives no statistics under as many tokens either
 HOPELESS = 1e5  # half-widths from the bound; nobody will ever run ten thousand million times as many samples
 
 WHOLLY_WITHIN = "the whole 95% interval is within the bound"
@@ -101,7 +103,7 @@ def _rounded_up(needed: float) -> int:
 
 
 def _improved(rule: Rule, number: Judged, measurement: str) -> bool:
-    if number.no_change is None or number.exact:
+    if number.no_change is None or number.exact or number.n < NAMED_FROM:
         return False
     higher = rule.side == AT_LEAST
     if rule.side == WITHIN:

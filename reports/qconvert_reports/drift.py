@@ -94,8 +94,8 @@ def _judge_one(record: Record, rule: Rule, one: Measurement) -> VerdictRow:
         return _row(INCONCLUSIVE, rule.name, one.lane, one.name, one.slice, number, "nothing to hold it against", rule)
     decision = decide(rule, number, one.name)
     shown = show_difference if rule.against in (DIFFERENCE, OTHER) else show_value
-    bound = f"{SIGNS[rule.side]} {(show_value if rule.side == WITHIN else shown)(number.limit, one.unit)}{number.note}"
-    bound = bound.replace("± ", "±")
+    allowed = shown(number.limit, one.unit).removeprefix("+" if rule.side == WITHIN else "")
+    bound = f"{SIGNS[rule.side]} {allowed}{number.note}".replace("± ", "±")
     texts = [shown(part, one.unit) for part in (number.value, number.low, number.high)]
     reason = _reason(number, decision, rule, texts, bound, one)
     if decision.status not in (PASS, IMPROVED):

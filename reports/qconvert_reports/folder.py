@@ -1,4 +1,4 @@
-"""The report folder: results.json, report.html, report.md, junit.xml and tables/*.csv, written as one step.
+"""The report folder: results.json, report.html, report.md, summary.md, junit.xml and tables/*.csv, in one step.
 
 Everything is drawn into a hidden sibling first and then renamed, so nobody ever sees half a report and a failure leaves
 nothing behind. An existing folder is replaced only when it is a report of ours, that is, holds a results.json; anything
@@ -16,7 +16,7 @@ from qconvert_evals.results import Results
 from qconvert_reports.baseline import Against
 from qconvert_reports.html import render_html
 from qconvert_reports.junit import render_junit
-from qconvert_reports.markdown import render_markdown
+from qconvert_reports.markdown import render_markdown, render_summary
 from qconvert_reports.tables import csv_tables
 
 
@@ -53,6 +53,7 @@ def write_report(results: Results, folder: Path, against: Against | None = None)
     files = {
         "report.html": render_html(results, against),
         "report.md": render_markdown(results, against),
+        "summary.md": render_summary(results, against),
         "junit.xml": render_junit(results, against),
         **{f"tables/{name}": text for name, text in csv_tables(results).items()},
     }

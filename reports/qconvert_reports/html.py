@@ -17,6 +17,7 @@ from qconvert_evals.results import Measurement, Results
 from qconvert_reports import plots, view
 from qconvert_reports.baseline import Against
 from qconvert_reports.labels import label, show_slice, show_value
+from qconvert_reports.position_plots import along_context
 from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline
 
 TILES = (
@@ -103,6 +104,7 @@ def _sections(index: view.Index) -> dict[str, dict[str, Any]]:
             "plots": [*plots.kl_histogram(results), *plots.kl_by_position(results)],
             "tables": [view.domain_table(index), view.logits_table(index)],
         },
+        "position": {"plots": along_context(results), "tables": [view.position_table(index)]},
         "router": {
             "plots": [
                 *plots.by_layer(results, "router.set_match", "Same set of experts", ""),

@@ -63,7 +63,7 @@ def _case(suite: ET.Element, row: VerdictRow, measurement: Measurement | None) -
 
 def _informative(root: ET.Element, against: Against, created: str) -> None:
     """Changes for the worse that do not gate: skipped, so that they are seen and never counted as passes."""
-    worse = [replace(change_row(one, against), status="inconclusive") for one in against.worse]
+    worse = [replace(change_row(one, against), status=f"changed ({one.kind})") for one in against.worse]
     suite = ET.SubElement(root, "testsuite", name="baseline", timestamp=_text(created), errors="0", failures="0")
     suite.set("tests", str(len(worse)))
     suite.set("skipped", str(len(worse)))

@@ -1,8 +1,9 @@
-"""report.md: for a pull-request comment or a step summary, verdict first.
+"""report.md and summary.md: for a pull-request comment and for a job's step summary, verdict first.
 
-GitHub takes 65,536 characters in a comment, so the text is built from blocks in order of importance, and the first
-block that no longer fits ends it with a notice. (A step summary takes 1 MiB; what fits the one fits the other.) Details
-are folded. The first line is a hidden marker by which a bot finds its own comment and edits it in place.
+GitHub takes 65,536 characters in a comment and 1 MiB (of UTF-8) in a step summary, and drops a larger summary as a
+whole. So the text is built from blocks in order of importance, and the first block that no longer fits ends it with a
+notice. The summary has blocks that a comment has no room for: every layer, every check that did not pass. Details are
+folded. The first line is a hidden marker by which a bot finds its own comment and edits it in place.
 
 Names come from files and users: pipes, backticks, line ends and angle brackets are made harmless in every cell, and `@`
 cannot mention anybody. Left out: plots, which a comment cannot hold; they are in report.html.
@@ -11,31 +12,45 @@ cannot mention anybody. Left out: plots, which a comment cannot hold; they are i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.baseline import Against
 from qconvert_reports.labels import label, show_slice, show_value
-from qconvert_reports.verdict_view import WORDS, Group, groups, headline
+from qconvert_reports.verdict_view import WORDS, Group, gate_line, groups, headline
 
-COMMENT_LIMIT = 65_536
-NOTICE = "\n_Cut here: the rest does not fit a comment. Everything is in report.html and results.json._\n"
+COMMENT_LIMIT = 65_536  # characters
+SUMMARY_LIMIT = 1_048_576  # bytes
+NOTICE = "\n_Cut here: the rest does not fit. Everything is in report.html and results.json._\n"
+SHOWN_CHANGES = 30
+SHOWN_MISSING = 400
 MARKER = "<!-- qconvert drift report -->"
 _MARKS = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def render_markdown(results: Results, found: Against | None = None, limit: int = COMMENT_LIMIT) -> str:
     """The report in at most `limit` characters."""
-    text, room = "", limit - len(NOTICE)
-    for block in _blocks(results, found):
-        if len(text) + len(block) > room:
-            return text + NOTICE
-        text += block
-    return text
+    return _cut(_blocks(results, found), limit, len)
 
 
-def _blocks(results: Results, against: Against | None) -> Iterable[str]:
+def render_summary(results: Results, found: Against | None = None, limit: int = SUMMARY_LIMIT) -> str:
+    """The report with every layer and every open check, in at most `limit` bytes of UTF-8."""
+    return _cut(_blocks(results, found, long=True), limit, lambda text: len(text.encode("utf-8")))
+
+
+def _cut(blocks: Iterable[str], limit: int, size: Callable[[str], int]) -> str:
+    kept: list[str] = []
+    room = limit - size(NOTICE)
+    for block in blocks:
+        room -= size(block)
+        if room < 0:
+            return "".join([*kept, NOTICE])
+        kept.append(block)
+    return "".join(kept)
+
+
+def _blocks(results: Results, against: Against | None, long: bool = False) -> Iterable[str]:
     """Pieces in order of importance; each can stand at the end."""
     index = view.Index(results)
     found = groups(results)
@@ -50,14 +65,27 @@ def _blocks(results: Results, against: Against | None) -> Iterable[str]:
         yield _changes(against)
     yield _fold("All checks", _checks(found))
     yield _fold("By domain", _table(view.domain_table(index)))
+    yield _fold("By position in the context", _table(view.position_table(index)))
     yield _fold("Draft acceptance", _tables(view.acceptance_tables(index)))
     yield _fold("Router", _tables(view.router_tables(index)))
     yield _fold("Logits, all statistics", _table(view.logits_table(index)))
     yield _fold("Weights", _table(view.weights_table(index)))
     if results.missing:
-        rows = [[one.name, one.lane, one.slice, one.why] for one in results.missing]
-        yield _fold(f"Not measured ({len(rows)})", grid(["measurement", "lane", "slice", "why"], rows))
+        rows = [[one.name, one.lane, one.slice, one.why] for one in results.missing[: None if long else SHOWN_MISSING]]
+        yield _fold(f"Not measured ({len(results.missing)})", grid(["measurement", "lane", "slice", "why"], rows))
+    if long:
+        yield from _long(index, found)
     yield _footer(results)
+
+
+def _long(index: view.Index, found: list[Group]) -> Iterable[str]:
+    """What only a step summary has room for."""
+    rows = [[WORDS[row.status], row.lane, gate_line(row), row.decided] for one in found for row in one.bad]
+    for start in range(0, len(rows), 200):
+        body = grid(["result", "lane", "check", "decided by"], rows[start : start + 200])
+        yield _fold(f"Every check that did not pass ({start + 1} to {min(start + 200, len(rows))})", body)
+    for table in view.layer_tables(index):
+        yield _fold(table.title, _table(table))
 
 
 def _gate(group: Group) -> str:
@@ -69,8 +97,11 @@ def _checks(found: list[Group]) -> str:
     rows = [
         [WORDS[one.status], one.lane, one.what, f"{one.measured} {one.interval}".strip(), one.worst.bound or "–"]
         for one in found
+        if one.status != "not applicable"
     ]
-    return grid(["result", "lane", "check", "measured", "allowed"], rows)
+    idle = [f"{one.lane}: {one.what}" for one in found if one.status == "not applicable"]
+    note = f"\n{len(idle)} rows do not apply: {escape('; '.join(idle))}.\n" if idle else ""
+    return grid(["result", "lane", "check", "measured", "allowed"], rows) + note
 
 
 def _changes(against: Against) -> str:
@@ -85,9 +116,9 @@ def _changes(against: Against) -> str:
             show_value(one.before.value if one.before else None, one.unit),
             show_value(one.after.value if one.after else None, one.unit),
         ]
-        for one in moved[:30]
+        for one in moved[:SHOWN_CHANGES]
     ]
-    more = f"\n{len(moved) - 30} more in report.html.\n" if len(moved) > 30 else ""
+    more = f"\n{len(moved) - SHOWN_CHANGES} more in report.html.\n" if len(moved) > SHOWN_CHANGES else ""
     if against.worse:
         more += f"\nIf this is intended, accept the new figures: <code>{escape(against.accept)}</code>\n"
     return head + (grid(["change", "lane", "measurement", "baseline", "now"], rows) if rows else "") + more + "\n"

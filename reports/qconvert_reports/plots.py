@@ -164,7 +164,7 @@ def by_layer(results: Results, name: str, title: str, caption: str) -> list[Plot
             for lane, points in lines.items():
                 numbered = [layer for layer in points if layer.isdecimal()]
                 colour = lane_colour(results, lane)
-                _line(axes, [places[one] for one in numbered], [points[one] for one in numbered], lane, colour)
+                draw_line(axes, [places[one] for one in numbered], [points[one] for one in numbered], lane, colour)
                 beside = [layer for layer in points if not layer.isdecimal()]
                 _points(axes, [places[one] for one in beside], [points[one] for one in beside], None, colour)
             step = max(1, math.ceil(len(places) / 9))
@@ -240,7 +240,8 @@ def _limits(points: Sequence[Measurement]) -> tuple[float, float]:
     return max(0.0, low - margin), min(1.0, high + margin)
 
 
-def _line(axes: Any, places: Sequence[float], points: Sequence[Measurement], lane: str, colour: str) -> None:
+def draw_line(axes: Any, places: Sequence[float], points: Sequence[Measurement], lane: str, colour: str) -> None:
+    """A line through the values, their intervals as a band."""
     values = [one.value for one in points]
     marker = {"marker": "o", "markersize": 3.2} if len(points) <= 12 else {}
     axes.plot(places, values, color=colour, linewidth=1.6, label=lane, **marker)

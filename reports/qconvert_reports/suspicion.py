@@ -8,9 +8,11 @@
     tensors are quantized, and together they err by exactly 0                                inconclusive
     perplexity, whole interval, below BF16's by more than TOO_MUCH_BETTER                    inconclusive
     acceptance of the first draft exactly 100% over at least ENOUGH drafts                   inconclusive
+    acceptance of the first draft, paired, above BF16's by more than TOO_MUCH_ACCEPTED       inconclusive
     a score of a benchmark, whole interval, above BF16's by more than TOO_MUCH_SCORE         inconclusive
 
-A fail only where no honest run can show it. The weight error can be 0 in earnest, where the BF16 checkpoint was itself
+A fail only where no honest run can show it (a recipe whose quantized tensors no token ever reaches looks the same, and
+was measured as little). The weight error can be 0 in earnest, where the BF16 checkpoint was itself
 dequantized from the same grid; the reader is told. These checks need no budget, because no budget allows them.
 """
 
@@ -28,7 +30,9 @@ RULE = "too good"
 ITSELF = "too good: was the candidate compared with itself?"
 EVERYTHING = "too good: does the verifier accept everything?"
 ENOUGH = 1000  # drafts or tokens; fewer can all agree by luck: 0.5% disagreement leaves 1000 alone with p = 0.007
+ENOUGH_ANSWERS = 100
 TOO_MUCH_BETTER = 0.02  # of BF16's perplexity: 4-bit formats lose 1 to 3%, so a gain of as much is no rounding error
+TOO_MUCH_ACCEPTED = 0.05  # gates that are two-sided allow 2% (vLLM #32030); heads differ by tenths of a point
 TOO_MUCH_SCORE = 0.03  # of a score: recoveries of 8- and 4-bit formats are published as 97 to 101%
 
 
@@ -68,7 +72,7 @@ def _weights(record: Record, lane: str) -> Iterator[VerdictRow]:
 
 def _perplexity(record: Record, lane: str) -> Iterator[VerdictRow]:
     ratio = record.measured("logits.ppl_ratio", lane)
-    if ratio is not None and interval(ratio)[1] < 1 - TOO_MUCH_BETTER:
+    if ratio is not None and ratio.n >= ENOUGH and interval(ratio)[1] < 1 - TOO_MUCH_BETTER:
         words = f"perplexity {show_value(ratio.value, 'ratio')} times BF16's; rounding does not teach a model"
         yield _row(INCONCLUSIVE, ratio, words, ITSELF)
 
@@ -78,12 +82,15 @@ def _acceptance(record: Record, lane: str) -> Iterator[VerdictRow]:
         one = record.measured(name, lane, "position=1")
         if one is not None and one.value == 1 and one.n >= ENOUGH:
             yield _row(INCONCLUSIVE, one, f"all {one.n:,} first drafts were accepted", EVERYTHING)
+    change = record.measured("mtp.acceptance_greedy_difference", lane, "position=1")
+    if change is not None and change.n >= ENOUGH and interval(change)[0] > TOO_MUCH_ACCEPTED:
+        yield _row(INCONCLUSIVE, change, f"{show_difference(change.value, change.unit)} against BF16", EVERYTHING)
 
 
 def _scores(record: Record, lane: str) -> Iterator[VerdictRow]:
     for one in record.by_lane.get(lane, ()):
         is_score = one.name.startswith("bench.") and one.name.endswith("_difference") and one.unit == "fraction"
-        if is_score and one.value is not None and interval(one)[0] > TOO_MUCH_SCORE:
+        if is_score and one.value is not None and one.n >= ENOUGH_ANSWERS and interval(one)[0] > TOO_MUCH_SCORE:
             yield _row(INCONCLUSIVE, one, f"{show_difference(one.value, one.unit)} against BF16", ITSELF)
 
 

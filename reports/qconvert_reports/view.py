@@ -114,6 +114,31 @@ def domain_table(index: Index) -> Table:
     return _by_lane(index, "By domain", index.slices("logits.kl_mean", "domain"), columns)
 
 
+def position_table(index: Index) -> Table:
+    """How the numbers change along the context; no rows where all text is shorter than the first stretch."""
+    columns = (
+        ("KL mean", "logits.kl_mean", "{}"),
+        ("same top token", "logits.top1_agreement", "{}"),
+        ("perplexity ratio", "logits.ppl_ratio", "{}"),
+        ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
+        ("tokens per step", "mtp.accept_length", "{}"),
+    )
+    return _by_lane(index, "By position in the context", index.slices("logits.kl_mean", "at"), columns)
+
+
+def layer_tables(index: Index) -> list[Table]:
+    """Every layer of both feeds, for readers with room; what is read first is drawn over the layers."""
+    columns = tuple((head, name, "{}") for head, name in ROUTER[:3])
+    slices = index.slices("router.set_match", "layer", "feed")
+    feeds = dict.fromkeys(conditions(at)["feed"] for at in slices)
+    return [
+        _by_lane(
+            index, f"By layer, {show_slice(f'feed={feed}')}", [at for at in slices if f"feed={feed}" in at], columns
+        )
+        for feed in feeds
+    ]
+
+
 def router_tables(index: Index) -> list[Table]:
     """Router measurements over all layers, a line for each feed and lane: what is read first, then the rest."""
     names = list(dict.fromkeys(name for name, _, _ in index.by_key if family(name) == "router"))

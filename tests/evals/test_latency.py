@@ -89,5 +89,16 @@ def test_the_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*common, "--contexts", "16", "--json"])
     names = {row["name"] for row in json.loads(result.stdout)}
     assert {"latency.prefill", "latency.decode", "latency.mtp_speed_up", "latency.weight_bytes"} <= names
+    folder = tmp_path / "latency"
+    words = [*common, "--contexts", "16,32", "--report", str(folder)]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    page = (folder / "latency.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 5
+    written = json.loads((folder / "latency.json").read_text(encoding="utf-8"))
+    assert {row["slice"] for row in written} == {"context=16", "context=32", "all"}
+    before = page
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2 and "the file exists" in refused.stderr
+    assert (folder / "latency.html").read_text(encoding="utf-8") == before
     result = CliRunner().invoke(main, [*common, "--contexts", "16,x"])
     assert result.exit_code == 2 and "--contexts" in result.stderr

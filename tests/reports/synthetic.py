@@ -17,12 +17,20 @@ LANES = {
     "bf16-noise": (0.02, "", 0.0),
     "fp8": (1.0, "fp8-block128", 0.0265),
     "int4": (10.0, "int4-g128", 0.118),
+    "int4-awq": (8.0, "int4-g128", 0.121),
 }
 
 
-def synthetic_results(layers: int = 4, lanes: tuple[str, ...] = ("fp8",), steps: int = 3, seed: int = 7) -> Results:
-    """A complete, healthy record: every family of measurements for every lane."""
-    made = _Maker(random.Random(seed))
+def synthetic_results(
+    layers: int = 4,
+    lanes: tuple[str, ...] = ("fp8",),
+    steps: int = 3,
+    seed: int = 7,
+    domains: tuple[str, ...] = DOMAINS,
+    stretches: tuple[str, ...] = (),
+) -> Results:
+    """A complete, healthy record: every family of measurements for every lane; `stretches` such as "0-127"."""
+    made = _Maker(random.Random(seed), domains, stretches)
     made.base(steps)
     for lane in ("bf16-noise", *lanes):
         made.candidate(lane, layers, steps)
@@ -39,8 +47,9 @@ def synthetic_results(layers: int = 4, lanes: tuple[str, ...] = ("fp8",), steps:
 
 
 class _Maker:
-    def __init__(self, source: random.Random) -> None:
+    def __init__(self, source: random.Random, domains: tuple[str, ...], stretches: tuple[str, ...]) -> None:
         self.random = source
+        self.domains, self.stretches = domains, stretches
         self.rows: list[Measurement] = []
 
     def add(
@@ -50,30 +59,39 @@ class _Maker:
         self.rows.append(Measurement(name, lane, at, value, unit, n, low, high))
 
     def base(self, steps: int) -> None:
-        for at in ("all", *(f"domain={one}" for one in DOMAINS)):
+        for at in ("all", *(f"domain={one}" for one in self.domains)):
             self.add("logits.ppl", "bf16", at, 4.2 + self.random.random(), "ppl", 0.2)
         self.acceptance("bf16", steps, 0.0)
 
     def acceptance(self, lane: str, steps: int, drop: float) -> None:
         for step in range(1, steps + 1):
-            for number, domain in enumerate(("", *DOMAINS)):
+            for number, domain in enumerate(("", *self.domains)):
                 at = f"position={step}" + (f",domain={domain}" if domain else "")
                 value = 0.78 - 0.13 * (step - 1) - 0.03 * number - drop
                 self.add("mtp.acceptance_greedy", lane, at, value, "fraction", 0.008, 9000)
                 self.add("mtp.acceptance_sampled", lane, at, value - 0.02, "fraction", 0.007, 9000)
+        for number, stretch in enumerate(self.stretches):
+            value = 0.78 + 0.01 * number - drop
+            self.add("mtp.acceptance_greedy", lane, f"position=1,at={stretch}", value, "fraction", 0.01, 4000)
+            self.add("mtp.accept_length", lane, f"at={stretch}", 2.31 + 0.02 * number - 3 * drop, "tokens", 0.04, 4000)
         self.add("mtp.accept_length", lane, "all", 2.31 - 3 * drop, "tokens", 0.03, 9000)
         self.add("mtp.acceptance_live", lane, "position=1", 0.77 - drop, "fraction", 0.02, 1200)
         self.add("mtp.acceptance_greedy", lane, "position=1,context=generated", 0.78 - drop, "fraction", 0.02, 3000)
 
     def candidate(self, lane: str, layers: int, steps: int) -> None:
         drift, _, weight = LANES[lane]
-        for at in ("all", *(f"domain={one}" for one in DOMAINS)):
+        for at in ("all", *(f"domain={one}" for one in self.domains)):
             self.logits(lane, at, drift * (1 if at == "all" else 0.6 + 0.8 * self.random.random()))
+        for number, stretch in enumerate(self.stretches):
+            grown = drift * (1 + 0.1 * number)
+            self.add("logits.kl_mean", lane, f"at={stretch}", 0.003 * grown, "nats", 0.0004 * grown, 4000)
+            self.add("logits.ppl_ratio", lane, f"at={stretch}", 1 + 0.0015 * grown, "ratio", 0.001, 4000)
+            self.add("logits.top1_agreement", lane, f"at={stretch}", 1 - 0.017 * grown**0.6, "fraction", 0.003, 4000)
         for layer in [*range(layers), "mtp"]:  # compare calls the MTP head's layer so
             for feed in ("local", "free"):
                 self.router(lane, f"layer={layer},feed={feed}", drift * (1 if feed == "local" else 1.3))
         for feed in ("local", "free"):
-            for at in ("", *(f"domain={one}," for one in DOMAINS)):
+            for at in ("", *(f"domain={one}," for one in self.domains)):
                 self.router(lane, f"{at}feed={feed}", drift * (1 if feed == "local" else 1.8))
         self.acceptance(lane, steps, 0.0004 * drift)
         if weight:
@@ -134,7 +152,7 @@ def _figures(source: random.Random, lanes: tuple[str, ...]) -> dict[str, Any]:
     edges = [10 ** (-8 + 0.25 * step) for step in range(41)]
     histograms = {}
     for lane in ("bf16-noise", *lanes):
-        middle = {"bf16-noise": 9, "fp8": 18, "int4": 23}[lane]
+        middle = {"bf16-noise": 9, "fp8": 18, "int4": 23, "int4-awq": 22}[lane]
         counts = [int(3000 * 2.718 ** (-((step - middle) ** 2) / 30)) for step in range(40)]
         histograms[lane] = {"edges": edges, "counts": counts}
     words = ["return ", "the ", "sum", " = ", "def ", "import ", "and then ", "42", "\n", "self."]

@@ -175,6 +175,12 @@ def one_or_improved(results: Results, rules: Budget) -> str:
     return verdict.rows[0].status
 
 
+def test_a_few_samples_are_no_improvement() -> None:
+    rules = paired_rule("min_difference_from_base = -2.0")
+    assert one_or_improved(with_pair(0.1, 0.06, n=52), rules) == PASS
+    assert one_or_improved(with_pair(0.1, 0.06, n=100), rules) == IMPROVED
+
+
 def test_a_ratio_improves_below_one() -> None:
     ratio = Measurement("logits.ppl_ratio", "fp8", "all", 0.995, "ratio", 20480, 0.994, 0.996, 0.9999)
     results = synthetic_results(layers=1)

@@ -101,6 +101,7 @@ def test_a_baseline_failure_says_how_to_accept_it(worse: Against) -> None:
     suites = {suite.get("name"): suite for suite in ET.fromstring(render_junit(now, worse))}
     (skipped,) = suites["baseline"].iter("skipped")  # informative: seen, and no pass
     assert worse.accept in str(skipped.get("message"))
+    assert str(skipped.get("message")).startswith("CHANGED (WORSE) fp8 logits.kl_mean (all)")
     assert now.verdict is not None
     assert now.verdict.status == "pass"
     now.verdict = gated(now.verdict, worse)

@@ -252,7 +252,7 @@ def test_visible_shows_what_cannot_be_seen() -> None:
 def test_folder_is_written_whole_and_replaced_only_if_ours(tmp_path: Path, plain: Results) -> None:
     folder = tmp_path / "report"
     write_report(plain, folder)
-    expected = {"report.html", "report.md", "junit.xml", "results.json", "tables"}
+    expected = {"report.html", "report.md", "summary.md", "junit.xml", "results.json", "tables"}
     assert {path.name for path in folder.iterdir()} == expected
     assert Results.load(folder / "results.json") == plain
     (folder / "old-note").write_text("of the last run")

@@ -44,6 +44,11 @@ def test_healthy_lanes_raise_no_suspicion() -> None:
         (row("logits.ppl_ratio", 0.95, 0.01, unit="ratio"), "inconclusive", "does not teach"),
         (row("mtp.acceptance_greedy", 1.0, at="position=1", n=9000), "inconclusive", "verifier accept everything"),
         (row("mtp.acceptance_live", 1.0, at="position=1", n=1200), "inconclusive", "verifier accept everything"),
+        (
+            row("mtp.acceptance_greedy_difference", 0.2, 0.02, at="position=1"),
+            "inconclusive",
+            "verifier accept everything",
+        ),
         (row("bench.x.acc_difference", 0.06, 0.02, n=900), "inconclusive", "+6.00 pp"),
     ],
     ids=lambda one: one.name if isinstance(one, Measurement) else "",
@@ -64,7 +69,9 @@ def test_each_sign_is_flagged(fault: Measurement, status: str, words: str) -> No
         row("logits.top1_agreement", 1.0, n=200, floor=0.99),
         row("logits.ppl_ratio", 0.985, 0.01, unit="ratio"),
         row("mtp.acceptance_live", 1.0, at="position=1", n=40),
-        row("bench.x.acc_difference", 0.06, 0.05, n=90),
+        row("bench.x.acc_difference", 0.06, 0.05, n=900),
+        row("bench.x.acc_difference", 0.06, 0.02, n=90),
+        row("mtp.acceptance_greedy_difference", 0.2, 0.02, at="position=1", n=52),
     ],
     ids=lambda one: one.name,
 )

@@ -6,18 +6,24 @@ Each imports what it needs when it is called.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from qconvert.errors import UserError
 from qconvert_reports.cli.bench_kernels import kernels
-from qconvert_reports.cli.compare import named_candidates
-from qconvert_reports.cli.finish import device_option, extra_for
+from qconvert_reports.cli.compare import command_line, named_candidates
+from qconvert_reports.cli.files import free_files, make_folder, write_files
+from qconvert_reports.cli.finish import FOLDER, device_option, extra_for
 
 if TYPE_CHECKING:
+    from qconvert_evals.latency import LatencySettings
     from qconvert_evals.metrics.found import Found
+
+FILES = ("latency.html", "latency.json")
 
 COLUMNS = {
     "prefill": "prefill s",
@@ -56,10 +62,14 @@ bench.add_command(kernels)
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed rounds.")
 @device_option
+@click.option(
+    "--report", "folder", type=FOLDER, help="Write latency.html, with plots, and latency.json into this folder."
+)
+@click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def latency(
     base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None, contexts: str,
-    draft_tokens: int, new_tokens: int, rounds: int, device: str, as_json: bool,
+    draft_tokens: int, new_tokens: int, rounds: int, device: str, folder: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prefill, decode and speculative decoding of each lane, by length of context.
 
@@ -72,14 +82,38 @@ def latency(
         from qconvert_evals.data import load_documents
         from qconvert_evals.latency import LatencySettings, run
         from qconvert_reports.stages import StageProgress
+    if folder is not None:
+        with extra_for("bench latency --report"):
+            from qconvert_reports.latency_page import render_latency
+        free_files([folder / name for name in FILES], overwrite)
     settings = LatencySettings(parse_contexts(contexts), draft_tokens, new_tokens, rounds)
     paths = {name: resolve_source(source) for name, source in named.items()}
     with StageProgress() as progress:
         found = run(resolve_source(base), paths, load_documents(data), settings, progress, device)
+    rows = [row for one in found for row in one.measurements]
+    printed = json.dumps([asdict(row) for row in rows], indent=1)
+    if folder is not None:
+        make_folder(folder)
+        page = render_latency(rows, _about(paths, settings, device))
+        write_files({folder / "latency.html": page, folder / "latency.json": printed + "\n"})
     if as_json:
-        click.echo(json.dumps([asdict(row) for one in found for row in one.measurements], indent=1))
+        click.echo(printed)
     else:
         click.echo("\n".join(latency_lines(found)))
+
+
+def _about(paths: Mapping[str, Path], settings: LatencySettings, device: str) -> dict[str, str]:
+    """What the page says about the run."""
+    from qconvert_evals.identity import versions
+    from qconvert_reference.device import choose_device
+
+    said = {name: str(value) for name, value in asdict(settings).items()}
+    return {
+        "command": command_line(),
+        **{name: str(path) for name, path in paths.items()},
+        **said,
+        **versions(choose_device(device)),
+    }
 
 
 def parse_contexts(text: str) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def compare(
             device=device,
             progress=progress,
         )
-    results.tool["command"] = _command_line()
+    results.tool["command"] = command_line()
     finish(ctx, results, judging, as_json)
 
 
@@ -138,6 +138,6 @@ def named_candidates(
     return named
 
 
-def _command_line() -> str:
+def command_line() -> str:
     """What was typed, for the report's "reproduce"."""
     return shlex.join(["qconvert", *sys.argv[1:]])

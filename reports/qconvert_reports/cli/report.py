@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.errors import UserError
+from qconvert_reports.cli.files import free_files, write_files
 from qconvert_reports.cli.finish import (
     FILE,
     FOLDER,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @budget_option
 @click.option("--html", "html_file", type=FILE, help="Write the report as one page.")
 @click.option("--markdown", "markdown_file", type=FILE, help="Write it for a pull-request comment.")
+@click.option("--summary", "summary_file", type=FILE, help="Write it for a job's step summary: longer.")
 @click.option("--junit", "junit_file", type=FILE, help="Write one test case a check.")
 @click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
 @json_option
@@ -45,6 +47,7 @@ def report(
     budget_file: Path | None,
     html_file: Path | None,
     markdown_file: Path | None,
+    summary_file: Path | None,
     junit_file: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -55,12 +58,13 @@ def report(
     """
     from qconvert_evals.results import Results
 
-    wanted = {"html": html_file, "markdown": markdown_file, "junit": junit_file}
+    wanted = {"html": html_file, "markdown": markdown_file, "summary": summary_file, "junit": junit_file}
     files = {kind: path for kind, path in wanted.items() if path is not None}
+    free_files(files.values(), overwrite)
     if history is not None:
-        if results_path or baseline or budget_file or junit_file or as_json:
+        if results_path or baseline or budget_file or junit_file or summary_file or as_json:
             raise UserError("--history judges nothing", fix="give it with --html and --markdown alone")
-        _history(history, files, overwrite)
+        _history(history, files)
         return
     if results_path is None:
         raise UserError("there are no results to report on", fix="give RESULTS, or --history FOLDER")
@@ -69,17 +73,17 @@ def report(
     judging = Judging(budget_file, baseline, None, gate_baseline=gate_baseline, allowed=allowed, saved=saved)
     judging.judge(results, keep=budget_file is None)
     against = judging.against(results)
-    write_files({path: _render(kind, results, against) for kind, path in _free(files, overwrite).items()})
+    write_files({path: _render(kind, results, against) for kind, path in files.items()})
     finish(ctx, results, judging, as_json, judged=True)
 
 
-def _history(folder: Path, files: dict[str, Path], overwrite: bool) -> None:
+def _history(folder: Path, files: dict[str, Path]) -> None:
     """All runs below a folder."""
     from qconvert_reports.history import read_history, text_lines
 
     found = read_history(folder)
     texts = {}
-    for kind, path in _free(files, overwrite).items():
+    for kind, path in files.items():
         if kind == "html":
             with extra_for("report --history --html"):
                 from qconvert_reports.history_page import render_page
@@ -92,23 +96,6 @@ def _history(folder: Path, files: dict[str, Path], overwrite: bool) -> None:
     click.echo("\n".join(text_lines(found)))
 
 
-def _free(files: dict[str, Path], overwrite: bool) -> dict[str, Path]:
-    """The files, refused where one exists, before anything is drawn or written."""
-    for path in files.values():
-        if path.exists() and not overwrite:
-            raise UserError("the file exists", where=str(path), fix="name another one, or give --overwrite")
-    return files
-
-
-def write_files(texts: dict[Path, str]) -> None:
-    """Everything is drawn before the first file is written."""
-    for path, text in texts.items():
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError("cannot write the report", where=str(path), found=str(error)) from error
-
-
 def _render(kind: str, results: Results, against: Against | None) -> str:
     if kind == "html":
         with extra_for("report --html"):
@@ -118,6 +105,10 @@ def _render(kind: str, results: Results, against: Against | None) -> str:
         from qconvert_reports.markdown import render_markdown
 
         return render_markdown(results, against)
+    if kind == "summary":
+        from qconvert_reports.markdown import render_summary
+
+        return render_summary(results, against)
     from qconvert_reports.junit import render_junit
 
     return render_junit(results, against)
