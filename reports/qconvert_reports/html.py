@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qconvert_evals.results import Measurement, Results
 from qconvert_reports import plots, view
 from qconvert_reports.baseline import Against
+from qconvert_reports.benchmarks_view import benchmark_tables
 from qconvert_reports.labels import label, show_slice, show_value
 from qconvert_reports.position_plots import along_context
 from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline
@@ -113,6 +114,7 @@ def _sections(index: view.Index) -> dict[str, dict[str, Any]]:
             "tables": view.router_tables(index),
         },
         "mtp": {"plots": plots.acceptance(results), "tables": view.acceptance_tables(index)},
+        "benchmarks": {"plots": [], "tables": benchmark_tables(index)},
         "weights": {"plots": [], "tables": [view.weights_table(index)]},
         "others": {"plots": [], "tables": view.other_tables(index)},
     }

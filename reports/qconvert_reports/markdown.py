@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.baseline import Against
+from qconvert_reports.benchmarks_view import benchmark_tables
 from qconvert_reports.labels import label, show_slice, show_value
 from qconvert_reports.verdict_view import WORDS, Group, gate_line, groups, headline
 
@@ -64,6 +65,7 @@ def _blocks(results: Results, against: Against | None, long: bool = False) -> It
     if against is not None:
         yield _changes(against)
     yield _fold("All checks", _checks(found))
+    yield _fold("Benchmarks", _tables(benchmark_tables(index)))
     yield _fold("By domain", _table(view.domain_table(index)))
     yield _fold("By position in the context", _table(view.position_table(index)))
     yield _fold("Draft acceptance", _tables(view.acceptance_tables(index)))

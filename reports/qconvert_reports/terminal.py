@@ -14,6 +14,7 @@ from rich.text import Text
 from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.baseline import Against
+from qconvert_reports.benchmarks_view import benchmark_lines
 from qconvert_reports.labels import show_value
 from qconvert_reports.verdict_view import WORDS, groups, headline
 
@@ -36,6 +37,11 @@ def summary_table(results: Results) -> Table:
     for row in plain.rows:
         table.add_row(*(Text(cell.text) for cell in row))
     return table
+
+
+def task_lines(results: Results) -> Iterator[Text]:
+    """One line a benchmark and candidate."""
+    yield from (Text(line) for line in benchmark_lines(view.Index(results)))
 
 
 def verdict_lines(results: Results) -> Iterator[Text]:

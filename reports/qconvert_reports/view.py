@@ -208,7 +208,7 @@ def weights_table(index: Index) -> Table:
 
 def other_tables(index: Index) -> list[Table]:
     """Families of measurements that have no section of their own, over everything."""
-    placed = {"logits", "router", "mtp", "weights", "model"}
+    placed = {"logits", "router", "mtp", "weights", "model", "bench"}
     names = dict.fromkeys(name for name, _, at in index.by_key if at == "all" and family(name) not in placed)
     families = dict.fromkeys(family(name) for name in names)
     return [

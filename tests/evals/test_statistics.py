@@ -5,6 +5,7 @@ import pytest
 import scipy.stats as st
 
 from qconvert_evals import statistics as s
+from qconvert_evals.statistics import intervals
 
 
 def documents_of(sizes: list[int]) -> s.Index:
@@ -87,7 +88,7 @@ def test_quantiles_equal_those_of_written_out_resamples() -> None:
     documents = documents_of([4, 1, 7, 2, 9])
     values = rng.exponential(size=23)
     levels = np.array([0, 0.001, 0.25, 0.5, 0.99, 1.0])
-    drawn = s._resampled_quantiles(values, levels, documents)
+    drawn = intervals._resampled_quantiles(values, levels, documents)
     weights = np.random.default_rng(s.SEED).multinomial(5, np.full(5, 0.2), size=s.RESAMPLES)
     for row in range(0, s.RESAMPLES, 37):
         written = np.concatenate([values[documents == g] for g in range(5) for _ in range(weights[row, g])])
@@ -97,7 +98,7 @@ def test_quantiles_equal_those_of_written_out_resamples() -> None:
 def test_chunked_bootstrap_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     values, documents = np.random.default_rng(7).random(40), documents_of([8] * 5)
     whole = s.quantiles(values, [0.5, 0.99], documents)
-    monkeypatch.setattr(s, "_CELLS", 120)
+    monkeypatch.setattr(intervals, "_CELLS", 120)
     assert s.quantiles(values, [0.5, 0.99], documents) == whole
 
 

@@ -4,6 +4,9 @@
     bench.<task>.<metric>_difference    candidate - base, paired
     bench.<task>.<metric>_recovery      candidate / base
     bench.<task>.<metric>_lost, _gained shares of documents that flipped
+    bench.<task>.<metric>_p_value       of "no difference"; _p_holm corrected over the tasks asked for
+    bench.<task>.<metric>_no_worse      p of "worse by the margin or more"
+    bench.<task>.<metric>_detectable    the drop that would have been found four times in five
     bench.<task>.thought_tokens, .thought_cut_off      with a reasoning parser
 
 `figures["tasks"]` holds the same row by row, and what ran: settings, version of lm-eval, chat templates, requests that
@@ -70,7 +73,10 @@ class Benchmarks:
         for name, why in self.left_out.items():
             for one in found.values():
                 one.absent([(f"bench.{name}.score", "all", "fraction")], why)
-        rows = Table(self.settings.names, found, runs).rows() if runs else []
+        table = Table(self.settings.names, found, runs) if runs else None
+        rows = [] if table is None else table.rows()
+        if table is not None:
+            table.correct(rows)
         record = {
             "settings": self.settings.record(),
             "lm_eval": importlib.metadata.version("lm-eval"),
@@ -118,6 +124,15 @@ class Table:
             self._thoughts(run)
         return found
 
+    def correct(self, rows: list[dict[str, Any]]) -> None:
+        """Holm's correction over all metrics of the tasks asked for, lane by lane; parts of groups stay out of it."""
+        for lane in dict.fromkeys(row["lane"] for row in rows):
+            family = [row for row in rows if row["lane"] == lane and row["asked"] and row["p_value"] is not None]
+            for row, adjusted in zip(family, statistics.holm([row["p_value"] for row in family]), strict=True):
+                row["p_holm"] = adjusted
+                key = Key(row["task"], row["metric"], row["filter"])
+                self.found[lane].add(f"{name(key)}_p_holm", place(key), "p", Estimate(adjusted, row["n"]))
+
     def _keys(self) -> dict[Key, list[Key]]:
         """Every metric of a task, and of a group whose score is that of its documents together."""
         keys = {key: [key] for key in self.runs[0].series}
@@ -135,10 +150,15 @@ class Table:
         return values
 
     def _pair(self, lane: str, key: Key, base: Values, own: Values, members: list[Key]) -> dict[str, Any]:
-        one, found, at, n = pair(base, own), self.found[lane], place(key), len(base.sums)
+        better = self.runs[0].series.get(members[0], Series()).higher_is_better is not False
+        one, found, at, n = pair(base, own, better), self.found[lane], place(key), len(base.sums)
         units = unit(key, base)
         found.add(f"{name(key)}_difference", at, units, one.difference)
         found.add(f"{name(key)}_recovery", at, "fraction", one.recovery, "the base scores nothing")
+        alone = "documents of one cluster only, so nothing can be concluded"
+        found.add(f"{name(key)}_p_value", at, "p", Estimate(one.p_value, n), alone)
+        found.add(f"{name(key)}_no_worse", at, "p", Estimate(one.no_worse, n), alone)
+        found.add(f"{name(key)}_detectable", at, units, Estimate(one.detectable, n), alone)
         if one.flips:
             for word, places in (("lost", one.lost), ("gained", one.gained)):
                 share = Estimate(len(places) / n, n, *statistics.wilson(len(places), n))
@@ -162,6 +182,11 @@ class Table:
             "score": _triple(own.estimate()),
             "difference": _triple(one.difference),
             "recovery": _triple(one.recovery),
+            "p_value": one.p_value,
+            "p_holm": None,  # see `correct`
+            "no_worse": one.no_worse,
+            "margin": one.margin,
+            "detectable": one.detectable,
             "lost": len(one.lost) if one.flips else None,
             "gained": len(one.gained) if one.flips else None,
             "lost_documents": [documents[place] for place in one.lost[:SHOWN_FLIPS] if documents],

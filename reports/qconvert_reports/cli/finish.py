@@ -140,7 +140,7 @@ def _against(results: Results, judging: Judging) -> Against | None:
 def _print(results: Results, judging: Judging, against: Against | None) -> None:
     from rich.console import Console
 
-    from qconvert_reports.terminal import baseline_lines, summary_table, verdict_lines
+    from qconvert_reports.terminal import baseline_lines, summary_table, task_lines, verdict_lines
 
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
@@ -149,7 +149,7 @@ def _print(results: Results, judging: Judging, against: Against | None) -> None:
     console.print()
     for line in baseline_lines(against) if against is not None else ():
         console.print(line, soft_wrap=True)
-    for line in verdict_lines(results):
+    for line in (*task_lines(results), *verdict_lines(results)):
         console.print(line, soft_wrap=True)
     if judging.folder is not None:
         click.echo(str(judging.folder / "report.html"))

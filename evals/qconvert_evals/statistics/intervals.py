@@ -71,15 +71,15 @@ def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
     if df > 1000:
         return NormalDist().inv_cdf(0.5 + confidence / 2)
     low, high = 0.0, 1.0
-    while _t_within(high, df) < confidence:
+    while t_within(high, df) < confidence:
         high *= 2
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, df) < confidence else (low, middle)
+        low, high = (middle, high) if t_within(middle, df) < confidence else (low, middle)
     return high
 
 
-def _t_within(t: float, df: int) -> float:
+def t_within(t: float, df: int) -> float:
     """P(|T| <= t)."""
     theta = math.atan(t / math.sqrt(df))
     cosine, sine = math.cos(theta), math.sin(theta)
@@ -90,7 +90,7 @@ def _t_within(t: float, df: int) -> float:
     return 2 / math.pi * (theta + sine * total) if df % 2 else sine * total
 
 
-def _document_sums(values: Array, documents: Index) -> Array:
+def document_sums(values: Array, documents: Index) -> Array:
     """[n] summed by document -> [G], in order of the document number."""
     _, inverse = np.unique(documents, return_inverse=True)
     return np.asarray(np.bincount(inverse, weights=values), dtype=np.float64)
@@ -98,14 +98,20 @@ def _document_sums(values: Array, documents: Index) -> Array:
 
 def linearised(value: float, influence: Array, documents: Index) -> Estimate:
     """Estimate from its influence values [n], each scaled so that T = value + mean(influence) to first order."""
-    n = len(influence)
-    sums = _document_sums(influence / n, documents)
+    n, error = len(influence), standard_error(influence, documents)
+    if error is None:
+        return Estimate(value, n)
+    half = t_quantile(len(np.unique(documents)) - 1) * error
+    return Estimate(value, n, value - half, value + half)
+
+
+def standard_error(influence: Array, documents: Index) -> float | None:
+    """Of the estimate with these influence values [n]; None with fewer than two documents."""
+    sums = document_sums(influence / max(1, len(influence)), documents)
     groups = len(sums)
     if groups < 2:
-        return Estimate(value, n)
-    spread = float(np.sum((sums - sums.mean()) ** 2))
-    half = t_quantile(groups - 1) * math.sqrt(groups / (groups - 1) * spread)
-    return Estimate(value, n, value - half, value + half)
+        return None
+    return math.sqrt(groups / (groups - 1) * float(np.sum((sums - sums.mean()) ** 2)))
 
 
 def mean(values: Array, documents: Index) -> Estimate:
