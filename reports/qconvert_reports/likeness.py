@@ -3,7 +3,7 @@
     base       the BF16 files (sha256), so another model, fine-tune or revision
     tokens     which tokens were measured: their hash, number, documents, sequences, domains, length of a sequence
     settings   what else changes numbers: draft steps, the live loop, how each lane computes (activations, order of
-               accumulation, dtype)
+               accumulation, dtype), and where both ran benchmarks, how (few-shot examples, template, limit, seed)
 
 Left out: library versions, kernels and machines. They move numbers by the noise floor, which the record holds, and a
 history that broke at every upgrade of torch would be no history; the versions stand in the report.
@@ -67,7 +67,8 @@ def key(results: Results) -> str:
     """Equal for records that may be joined by a line."""
     base = base_lane(results)
     files = sorted(base.files.items()) if base is not None else []
-    return repr((files, [results.tool.get(name) for name in (*TOKEN_KEYS, *SETTING_KEYS)], sorted(_numerics(results))))
+    said = [results.tool.get(name) for name in (*TOKEN_KEYS, *SETTING_KEYS)]
+    return repr((files, said, sorted(_numerics(results)), sorted(_tasks(results).items())))
 
 
 def base_lane(results: Results) -> LaneIdentity | None:
@@ -97,6 +98,16 @@ def _settings(now: Results, before: Results) -> Iterator[Unlike]:
     ours, theirs = dict(_numerics(now)), dict(_numerics(before))
     for name in [one for one in ours if one in theirs and ours[one] != theirs[one]]:
         yield Unlike(SETTINGS, f"numerics of lane {name}", ours[name], theirs[name])
+    new, old = _tasks(now), _tasks(before)
+    for name in [one for one in new if one in old and new[one] != old[one]]:
+        yield Unlike(SETTINGS, f"benchmarks, {name}", new[name], old[name])
+
+
+def _tasks(results: Results) -> dict[str, str]:
+    """How benchmarks were run; which ones is seen by their names."""
+    record = results.figures.get("tasks") or {}
+    settings = {**(record.get("settings") or {}), "lm_eval": record.get("lm_eval")}
+    return {name: repr(value) for name, value in settings.items() if name not in ("names", "include_path") and record}
 
 
 def _numerics(results: Results) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from qconvert_reports.history import read_history, text_lines
 from qconvert_reports.history_markdown import render_history
 from qconvert_reports.html import render_html
 from qconvert_reports.junit import render_junit
-from qconvert_reports.likeness import unlike
+from qconvert_reports.likeness import key, unlike
 from qconvert_reports.markdown import COMMENT_LIMIT, render_markdown
 from tests.reports.synthetic import synthetic_results
 from tests.reports.test_commands import Run, contents
@@ -90,6 +90,17 @@ def test_another_base_or_other_activations_are_unlike() -> None:
     ]
     other_versions = [replace(one, versions={"torch": "9"}) for one in now.lanes]
     assert not unlike(now, replace(now, lanes=other_versions))
+
+
+def test_benchmarks_run_in_another_way_are_unlike() -> None:
+    """Where both ran some; more tasks are new numbers, and no other way of asking."""
+
+    def asked(**settings: Any) -> Results:
+        return replace(record(), figures={"tasks": {"settings": {"limit": 9, **settings}, "lm_eval": "0.4.13"}})
+
+    assert [(one.kind, one.what) for one in unlike(asked(limit=5), asked())] == [("settings", "benchmarks, limit")]
+    assert not unlike(asked(names=["a"]), asked(names=["b"])) and not unlike(asked(), record())
+    assert key(asked(limit=5)) != key(asked()) == key(asked(names=["b"]))
 
 
 def test_a_baseline_failure_says_how_to_accept_it(worse: Against) -> None:
