@@ -52,6 +52,10 @@ class Scheme(Protocol):
         """Weight [N, K] of any float type to codes and scales. Raises UnusableWeight."""
         ...
 
+    def plain(self, weight: Tensor) -> "QuantizedWeight":
+        """`quantize` as its specification has it, on the weight's device; the same bits on each."""
+        ...
+
     def dequantize(
         self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
     ) -> Tensor:

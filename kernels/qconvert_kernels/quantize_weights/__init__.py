@@ -22,7 +22,7 @@ from qconvert_kernels.launch import available, check, load_kernels, on
 from qconvert_kernels.quantize_weights import naive
 from qconvert_kernels.quantize_weights.naive import BLOCK, SCALE_TYPES, Quantized
 
-FLOATS = (torch.bfloat16, torch.float32)
+FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 GROUPS = (32, 64, 128)
 METHODS = ("rtn", "mse")
 ROUNDINGS = {"bf16": 0, "f32": 1, "pow2": 2}  # as the kernels spell them
@@ -50,8 +50,8 @@ def offer(
 
 
 def fp8_block128(weight: Tensor, scales: str = "bf16") -> Quantized:
-    """weight [N, K] bf16 or fp32; scales "bf16", "f32" or "pow2" (powers of two in bf16)."""
-    check("weight", weight, (-1, -1), FLOATS)
+    """weight [N, K] of any float; scales "bf16", "f32" or "pow2" (powers of two in bf16)."""
+    weight = _checked(weight)
     _check_choice("scales", scales, tuple(ROUNDINGS))
     (rows, columns), device = weight.shape, weight.device
     blocks = -(-rows // BLOCK), -(-columns // BLOCK)
@@ -71,8 +71,8 @@ def fp8_block128(weight: Tensor, scales: str = "bf16") -> Quantized:
 def int4(
     weight: Tensor, group: int, scales: str = "bf16", method: str = "mse", *, asymmetric: bool = False
 ) -> Quantized:
-    """weight [N, K] bf16 or fp32 in groups of 32, 64 or 128; scales "bf16" or "f32"; method "rtn" or "mse"."""
-    check("weight", weight, (-1, -1), FLOATS)
+    """weight [N, K] of any float in groups of 32, 64 or 128; scales "bf16" or "f32"; method "rtn" or "mse"."""
+    weight = _checked(weight)
     _check_choice("group", group, GROUPS)
     _check_choice("scales", scales, ("bf16", "f32"))
     _check_choice("method", method, METHODS)
@@ -115,6 +115,12 @@ def int4_constants(dtype: torch.dtype, group: int, scales: str, method: str, asy
         "OWN_BF16": dtype == torch.bfloat16,
         "SCALES": ROUNDINGS[scales],
     }
+
+
+def _checked(weight: Tensor) -> Tensor:
+    """bf16 and fp32 are what the kernels read; others widen exactly."""
+    check("weight", weight, (-1, -1), FLOATS)
+    return weight.float() if weight.dtype == torch.float16 else weight
 
 
 def _bits(number: float) -> int:
