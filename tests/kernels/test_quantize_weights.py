@@ -10,6 +10,7 @@ from qconvert.schemes import fp8_block128 as fp8
 from qconvert.schemes import fused
 from qconvert.schemes.fp8_block128 import Fp8Block128
 from qconvert.schemes.int4 import Int4, rules
+from qconvert.schemes.scheme import add_rows
 from qconvert_kernels import quantize_weights
 from qconvert_kernels.quantize_weights import naive
 
@@ -52,9 +53,11 @@ def test_a_gpu_gives_the_bytes_of_a_cpu(scheme: Fp8Block128 | Int4) -> None:
     generator = torch.Generator().manual_seed(0)
     large = torch.randn(3000, 2048, generator=generator).mul(0.02).bfloat16()
     for weight in (fused.sample(), fused.sample().float() * 1.0001, usable[None], usable[:65000].view(65, 1000), large):
-        want, got = scheme.plain(weight), offered[1](weight.cuda())
+        want, got = scheme.plain(weight), offered.quantize(weight.cuda())
         for part in ("codes", "scales", "zeros"):
             one, other = getattr(got, part), getattr(want, part)
             assert one is None or torch.equal(one.cpu().view(torch.uint8), other.view(torch.uint8)), part
+        sums = offered.squared_errors(weight.cuda(), *got).cpu()
+        assert (add_rows(sums[0]), add_rows(sums[1])) == want.squared_error(weight)
     large[2999, 2047] = float("nan")
-    assert int(offered[1](large.cuda()).scales.isnan().sum()) == 1
+    assert int(offered.quantize(large.cuda()).scales.isnan().sum()) == 1

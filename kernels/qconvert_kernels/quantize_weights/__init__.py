@@ -2,9 +2,10 @@
 
     fp8_block128(weight, scales)                            e4m3 codes, one scale per block of 128 x 128
     int4(weight, group, scales, method, asymmetric)         int8 codes -8..7, one scale per group of a row
+    squared_errors(weight, quantized, block)                sums of squares of each row, in fp64
 
-Codes, scales and zero points equal `naive` bit for bit; a block or group with a NaN or a number beyond `naive.limit`
-has the scale NaN and unspecified codes. `offer` is how `qconvert quantize` finds these (entry point
+Codes, scales, zero points and sums equal `naive` bit for bit; a block or group with a NaN or a number beyond
+`naive.limit` has the scale NaN and unspecified codes. `offer` is how `qconvert quantize` finds these (entry point
 `qconvert.quantizers`).
 """
 
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qconvert_kernels.errors import BadInput
-from qconvert_kernels.launch import available, check, load_kernels, on
+from qconvert_kernels.launch import available, check, check_devices, load_kernels, on
 from qconvert_kernels.quantize_weights import naive
 from qconvert_kernels.quantize_weights.naive import BLOCK, SCALE_TYPES, Quantized
 
@@ -28,25 +29,34 @@ METHODS = ("rtn", "mse")
 ROUNDINGS = {"bf16": 0, "f32": 1, "pow2": 2}  # as the kernels spell them
 WARPS = 8
 PROGRAM = 4096  # numbers of a program of `int4`
+ERROR_ROWS = 16  # rows of a program of `squared_errors`
 MOST_GROUPS = 2**31 - PROGRAM  # counted in 32 bits
 
-__all__ = ["Quantized", "fp8_block128", "int4", "offer"]
+__all__ = ["Offered", "Quantized", "fp8_block128", "int4", "offer", "squared_errors"]
 
 
-def offer(
-    scheme: str, settings: Mapping[str, Any], device: torch.device
-) -> tuple[str, Callable[[Tensor], Quantized]] | None:
-    """What quantizes weights on this device for a scheme of `qconvert` with these settings, and its name; None if
-    nothing here does."""
+class Offered(NamedTuple):
+    """What `qconvert` asks of a device, for one scheme."""
+
+    name: str
+    quantize: Callable[[Tensor], Quantized]
+    squared_errors: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, codes, scales, zeros
+
+
+def offer(scheme: str, settings: Mapping[str, Any], device: torch.device) -> Offered | None:
+    """The kernels of this device for a scheme of `qconvert` with these settings; None if there are none."""
     if available(device) is not None:
         return None
     scales, name = settings["scale_type"], f"triton {load_kernels('numerics').triton.__version__}"
     if scheme == "fp8-block128":
-        return name, partial(fp8_block128, scales=scales)
-    if scheme.startswith("int4-g") and settings["method"] in METHODS and scales in ("bf16", "f32"):
+        quantize, block = partial(fp8_block128, scales=scales), (BLOCK, BLOCK)
+    elif scheme.startswith("int4-g") and settings["method"] in METHODS and scales in ("bf16", "f32"):
         group, method = settings["group"], settings["method"]
-        return name, partial(int4, group=group, scales=scales, method=method, asymmetric=settings["asymmetric"])
-    return None
+        quantize = partial(int4, group=group, scales=scales, method=method, asymmetric=settings["asymmetric"])
+        block = 1, group
+    else:
+        return None
+    return Offered(name, quantize, lambda weight, *parts: squared_errors(weight, Quantized(*parts), block))
 
 
 def fp8_block128(weight: Tensor, scales: str = "bf16") -> Quantized:
@@ -92,6 +102,33 @@ def int4(
             **int4_constants(weight.dtype, group, scales, method, asymmetric), enable_fp_fusion=False,
         )  # fmt: skip
     return Quantized(codes, stored, zeros)
+
+
+def squared_errors(weight: Tensor, quantized: Quantized, block: tuple[int, int]) -> Tensor:
+    """fp64 [2, N]: each row's sums of squares of errors and of weights. A scale covers `block` numbers."""
+    weight = _checked(weight)
+    rows, columns = weight.shape
+    codes, scales, zeros = quantized
+    check("codes", codes, (rows, columns), (torch.float8_e4m3fn, torch.int8))
+    check("scales", scales, (-(-rows // block[0]), -(-columns // block[1])), FLOATS[:2])
+    check_devices(weight=weight, codes=codes, scales=scales, zeros=zeros)
+    sums = torch.empty(2, rows, dtype=torch.float64, device=weight.device)
+    if rows == 0:
+        return sums
+    codes, scales = codes.contiguous(), scales.contiguous()
+    kernel = load_kernels("quantize_weights.kernels").squared_errors
+    with on(weight.device):
+        kernel[(-(-rows // ERROR_ROWS),)](
+            weight, codes, scales, codes if zeros is None else zeros.contiguous(), sums,
+            rows, columns, weight.stride(0), scales.shape[1],
+            **error_constants(block, zeros is not None), num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return sums
+
+
+def error_constants(block: tuple[int, int], asymmetric: bool) -> dict[str, Any]:
+    """Of the kernel `squared_errors`."""
+    return {"SCALE_ROWS": block[0], "GROUP": block[1], "ASYMMETRIC": asymmetric, "ROWS": ERROR_ROWS}
 
 
 def fp8_constants(scales: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of weight quantization is compiled in tests: bf16 weights, every kind of scale, the slowest rules."""
+"""What of weight quantization is compiled in tests: bf16 weights, every kind of scale, the slowest rules, errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Iterator
 import torch
 
 from qconvert_kernels.compiled import Case
-from qconvert_kernels.quantize_weights import ROUNDINGS, WARPS, fp8_constants, int4_constants
+from qconvert_kernels.quantize_weights import ROUNDINGS, WARPS, error_constants, fp8_constants, int4_constants
 
 FP8 = {"W": "*bf16", "CODES": "*fp8e4nv"} | dict.fromkeys(("N", "K", "stride_w", "stride_scale"), "i32")
 INT4 = {"W": "*bf16", "CODES": "*i8", "ZERO": "*i8"} | dict.fromkeys(("TOTAL", "G", "K", "stride_w"), "i32")
+ERRORS = {"W": "*bf16", "SCALE": "*bf16", "ZERO": "*i8", "SUMS": "*fp64"}
+ERRORS |= dict.fromkeys(("N", "K", "stride_w", "stride_scale"), "i32")
 POINTER = {"bf16": "*bf16", "f32": "*fp32", "pow2": "*bf16"}
 
 
 def cases() -> Iterator[Case]:
-    """FP8 by scale type; INT4 by group, rule and zero points."""
+    """FP8 by scale type; INT4 by group, rule and zero points; errors of both."""
     module = "quantize_weights.kernels"
     for scales in ROUNDINGS:
         types = FP8 | {"SCALE": POINTER[scales]}
@@ -31,3 +33,8 @@ def cases() -> Iterator[Case]:
         name = f"quantize int4_g{group} {method}{' asymmetric' if asymmetric else ''}"
         types = INT4 | {"SCALE": POINTER["bf16"]}
         yield Case(name, module, "int4", types, constants, fp_fusion=False)
+    for name, codes, block in (("fp8_block128", "*fp8e4nv", (128, 128)), ("int4_g64", "*i8", (1, 64))):
+        constants = error_constants(block, codes == "*i8")
+        types = ERRORS | {"CODES": codes}
+        name = f"squared_errors {name}"
+        yield Case(name, module, "squared_errors", types, constants, num_warps=WARPS, fp_fusion=False)

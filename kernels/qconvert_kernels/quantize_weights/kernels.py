@@ -1,4 +1,4 @@
-"""Weight quantization in Triton: every number is read once and its code written once.
+"""Weight quantization in Triton: every number is read once and its code written once; and how far off codes are.
 
 The codes and scales are those of the naive truth, bit for bit. So divisions are correctly rounded, integers are found
 by adding a number whose steps are 1, and no product may be fused with an addition: of the pairs of an integer weight
@@ -148,3 +148,41 @@ def int4(
     _store_scale(SCALE + index, tl.where(largest <= LIMIT, scale, NAN), index < TOTAL, SCALES)
     if ASYMMETRIC:
         tl.store(ZERO + index, zero.to(tl.int8), index < TOTAL)
+
+
+@triton.jit
+def _halved(lanes, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """[ROWS, LANES] to [ROWS, LANES / 2]: one half added to the other."""
+    return tl.sum(tl.reshape(lanes, [ROWS, 2, LANES // 2]), 1)
+
+
+@triton.jit
+def _row_sums(lanes, ROWS: tl.constexpr):
+    """[ROWS, 128] to [ROWS], in the order that is part of the definition."""
+    lanes = _halved(_halved(_halved(lanes, ROWS, 128), ROWS, 64), ROWS, 32)
+    lanes = _halved(_halved(_halved(lanes, ROWS, 16), ROWS, 8), ROWS, 4)
+    return tl.sum(lanes, 1)
+
+
+@triton.jit(do_not_specialize=["N", "stride_scale"])
+def squared_errors(
+    W, CODES, SCALE, ZERO, SUMS, N, K, stride_w, stride_scale,
+    SCALE_ROWS: tl.constexpr, GROUP: tl.constexpr, ASYMMETRIC: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Program i: ROWS rows, 128 columns at a time; a scale covers SCALE_ROWS x GROUP numbers."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    errors, squares = tl.zeros([ROWS, BLOCK], tl.float64), tl.zeros([ROWS, BLOCK], tl.float64)
+    for start in range(0, K, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = (row < N)[:, None] & (column < K)[None, :]
+        at = (row // SCALE_ROWS)[:, None] * stride_scale + (column // GROUP)[None, :]
+        weight = widen(tl.load(W + row[:, None] * stride_w + column[None, :], inside, other=0.0)).to(tl.float64)
+        decoded = widen(tl.load(CODES + row[:, None] * K + column[None, :], inside))
+        if ASYMMETRIC:
+            decoded -= tl.load(ZERO + at, inside, other=0).to(tl.float32)
+        decoded *= widen(tl.load(SCALE + at, inside, other=0.0))
+        error = tl.where(inside, decoded, 0.0).to(tl.float64) - weight
+        errors += error * error
+        squares += weight * weight
+    tl.store(SUMS + row, _row_sums(errors, ROWS), row < N)
+    tl.store(SUMS + N + row, _row_sums(squares, ROWS), row < N)

@@ -9,7 +9,8 @@ bit and constant for constant.
       mse  of ten ranges, that with the largest sum(t q)^2 / sum(q^2); its best scale sum(t q) / sum(q^2) is stored
 
 A block or group of zeros has scale 1 (rtn: 2^-7, or 2^-23 in fp32). One that holds NaN or a number beyond `limit` gets
-the scale NaN and unspecified codes: whoever called knows what to say about it.
+the scale NaN and unspecified codes: whoever called knows what to say about it. `squared_errors` says how far the
+numbers are from the weight.
 
 Left out: importance of inputs, f16 scales.
 """
@@ -118,3 +119,23 @@ def _search(
     scale = covered * reach.double() / torch.full_like(covered, width)
     size = scale.abs().clamp_min(SMALLEST_SCALE).float().to(stored).float()
     return torch.where(reach == 0, 1.0, torch.where(scale < 0, -size, size)), zero
+
+
+def squared_errors(weight: Tensor, quantized: Quantized, block: tuple[int, int]) -> Tensor:
+    """fp64 [2, N]: sums of squares of a row's errors and of its weights. A scale covers `block` numbers.
+
+    Columns that stand 128 apart are added one after the other, then one half of the 128 sums to the other.
+    """
+    rows, columns = weight.shape
+    decoded = quantized.codes.float()
+    if quantized.zeros is not None:
+        decoded = decoded - quantized.zeros.float().repeat_interleave(block[1], 1)[:, :columns]
+    scales = quantized.scales.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    error = (decoded * scales[:rows, :columns]).double() - weight.double()
+    squares = torch.stack([error * error, weight.double() * weight.double()])  # [2, N, K]
+    lanes = torch.zeros(2, rows, BLOCK, dtype=torch.float64, device=weight.device)
+    for part in torch.split(F.pad(squares, (0, -columns % BLOCK)), BLOCK, -1):
+        lanes = lanes + part
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., : lanes.shape[-1] // 2] + lanes[..., lanes.shape[-1] // 2 :]
+    return lanes[..., 0]
