@@ -259,6 +259,27 @@ def test_our_kernels_are_registered_and_the_core_does_not_import_them() -> None:
     assert "qconvert_kernels" not in vars(fused) and "qconvert_kernels" not in vars(sys.modules["qconvert.quantizers"])
 
 
+def test_the_benchmark_asserts_bytes_first_and_needs_a_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import quantize_on_gpu as benchmark
+
+    weight = torch.randn(1100, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for case in benchmark.cases():
+        good = OnDevice(torch.device("cpu"), [case.scheme], [by_naive])
+        benchmark.assert_bytes(case, good, weight)
+        monkeypatch.setattr(benchmark, "find_offers", lambda: [by_naive])
+        calls, moved = benchmark.kernel_calls(case, weight)
+        assert calls.keys() == moved.keys() and min(moved.values()) > 3 * weight.numel()
+        assert benchmark.pieces_per_second(good, case.scheme, weight, 2) > 0
+        with pytest.raises(UserError, match="differ on a sample"):
+            benchmark.assert_bytes(case, OnDevice(torch.device("cpu"), [case.scheme], [faulty("codes")]), weight)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and "needs a CUDA device" in captured.err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain torch"])

@@ -47,6 +47,12 @@ def _nearest(x):
 
 
 @triton.jit
+def _nearest_int8(x):
+    """The same as int8, of |x| up to 127: the integer stands in the lowest bits of the sum."""
+    return (x + INTEGERS).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
 def _store_scale(pointer, scale, mask, SCALES: tl.constexpr):
     tl.store(pointer, scale if SCALES == FP32 else to_bf16(scale), mask)
 
@@ -69,9 +75,11 @@ def fp8_block128(W, CODES, SCALE, N, K, stride_w, stride_scale, LIMIT: tl.conste
 
 
 @triton.jit
-def _plain_rule(low, high, ASYMMETRIC: tl.constexpr, OWN_BF16: tl.constexpr, SCALES: tl.constexpr, EPS: tl.constexpr):
-    """rtn: scale and zero point [groups]."""
-    span = high - low if ASYMMETRIC else tl.maximum(high, -low)
+def _plain_rule(
+    low, high, largest, ASYMMETRIC: tl.constexpr, OWN_BF16: tl.constexpr, SCALES: tl.constexpr, EPS: tl.constexpr
+):
+    """rtn: scale and zero point [groups]. `largest` is the magnitude, as bits."""
+    span = high - low if ASYMMETRIC else largest.to(tl.float32, bitcast=True)
     if ASYMMETRIC and OWN_BF16:
         span = widen(to_bf16(span))
     scale = _stored(tl.div_rn(span, tl.full(span.shape, 15.0 if ASYMMETRIC else 7.5, tl.float32)), SCALES)
@@ -141,13 +149,13 @@ def int4(
     if SEARCH:
         scale, zero = _search(x, low, high, FACTORS, SHORTEST, LONGEST, GRID, ASYMMETRIC, SCALES)
     else:
-        scale, zero = _plain_rule(low, high, ASYMMETRIC, OWN_BF16, SCALES, EPS)
+        scale, zero = _plain_rule(low, high, largest, ASYMMETRIC, OWN_BF16, SCALES, EPS)
     codes = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)) + zero[:, None]
-    codes = _nearest(tl.minimum(tl.maximum(codes, -8.0), 7.0))
-    tl.store(CODES + row[:, None] * K + column, codes.to(tl.int8), inside)
+    codes = _nearest_int8(tl.minimum(tl.maximum(codes, -8.0), 7.0))
+    tl.store(CODES + row[:, None] * K + column, codes, inside)
     _store_scale(SCALE + index, tl.where(largest <= LIMIT, scale, NAN), index < TOTAL, SCALES)
     if ASYMMETRIC:
-        tl.store(ZERO + index, zero.to(tl.int8), index < TOTAL)
+        tl.store(ZERO + index, _nearest_int8(zero), index < TOTAL)
 
 
 @triton.jit
