@@ -6,7 +6,9 @@ kernels, which shares no code with the schemes, or a function with a fault.
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from qconvert.checkpoint import MANIFEST, hash_file, write_checkpoint
 from qconvert.cli import main
 from qconvert.errors import UserError
 from qconvert.manifest import Manifest
-from qconvert.quantization import quantize
+from qconvert.quantization import plan_quantize, plan_schemes, quantize, run_plan
 from qconvert.quantizers import OnCpu, OnDevice, choose_quantizer, find_offers
 from qconvert.schemes import Scheme, get_scheme
 from qconvert.schemes.fp8_block128 import Fp8Block128
@@ -250,6 +252,55 @@ def test_unusable_values_that_only_the_device_sees_are_a_bug() -> None:
     device = OnDevice(torch.device("cpu"), [Fp8Block128()], [offer])
     with pytest.raises(ArithmeticError, match="where the CPU finds none"):
         device(Fp8Block128(), torch.ones(128, 128).to(torch.bfloat16))
+
+
+class Streams:
+    """Copies to the host that are on their way until somebody waits for the stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, waits: bool) -> None:
+        self.made, self.waits, self.copying = [], waits, threading.local()
+        to = Tensor.to
+
+        def send(tensor: Tensor, *where: Any, **how: Any) -> Tensor:
+            if where[0] == torch.device("cuda", 0):
+                return tensor
+            if where[0] != "cpu":
+                return to(tensor, *where, **how)
+            arriving = torch.zeros_like(tensor)
+            self.copying.__dict__.setdefault("pending", []).append((arriving, tensor))
+            return arriving
+
+        monkeypatch.setattr(Tensor, "to", send)
+        monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.made.append(device) or self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(stream))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+
+    def synchronize(self) -> None:
+        while self.waits and self.copying.pending:
+            arriving, tensor = self.copying.pending.pop()
+            arriving.copy_(tensor)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_numbers_are_read_when_they_have_arrived(
+    waits: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way through streams and pinned memory, with a device that copies late; or never, which the check sees."""
+    quantize(source, tmp_path / "cpu")
+    streams = Streams(monkeypatch, waits=waits)
+    plan = plan_quantize(source, tmp_path / "cuda")
+    device = OnDevice(torch.device("cuda", 0), plan_schemes(plan), [by_naive])
+    if not waits:
+        with pytest.raises(UserError, match="codes of fp8-block128 differ"):
+            device.check(plan_schemes(plan)[0])
+        return
+    device.check(plan_schemes(plan)[0])
+    manifest = run_plan(plan, workers=3, quantizer=device)
+    assert manifest.run["device"] == "cuda:0 a GPU, a kernel"
+    assert hashes(tmp_path / "cuda") == hashes(tmp_path / "cpu")
+    assert 2 <= len(streams.made) <= 4  # one a thread: the first, which checks, and those of the workers that had work
 
 
 def test_our_kernels_are_registered_and_the_core_does_not_import_them() -> None:
