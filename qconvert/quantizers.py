@@ -18,7 +18,7 @@ Weights with statistics of their inputs (imatrix, gptq) stay on the CPU: their s
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any, Protocol, TypeAlias
@@ -70,7 +70,7 @@ class OnCpu:
 class OnDevice:
     """Pieces go to the device, their numbers come back."""
 
-    def __init__(self, device: torch.device, schemes: Iterable[Scheme], offers: Iterable[Offer]) -> None:
+    def __init__(self, device: torch.device, schemes: Iterable[Scheme], offers: Sequence[Offer]) -> None:
         self.device = device
         self._offered = {scheme: offered for scheme in schemes if (offered := _first(offers, scheme, device))}
         self._own = threading.local()
@@ -104,7 +104,10 @@ class OnDevice:
         # Once more without huge numbers, in whose sum the errors of ordinary ones do not show; and as FP32 weights.
         for rows in (weight, weight[:60], weight[:60].float() * 1.0001):
             want = scheme.plain(rows)
-            got, sums = self(scheme, rows)
+            try:
+                got, sums = self(scheme, rows)
+            except (ArithmeticError, UnusableWeight) as error:
+                raise self._differs(scheme, "checks of unusable values") from error
             for part in ("codes", "scales", "zeros"):
                 one, other = getattr(got, part), getattr(want, part)
                 if (one is None) != (other is None) or (one is not None and not _same_bytes(one, other)):
@@ -206,7 +209,7 @@ def find_offers() -> list[Offer]:
     return [point.load() for point in metadata.entry_points(group=GROUP)]
 
 
-def _first(offers: Iterable[Offer], scheme: Scheme, device: torch.device) -> Offered | None:
+def _first(offers: Sequence[Offer], scheme: Scheme, device: torch.device) -> Offered | None:
     found = (offer(scheme.name, vars(scheme), device) for offer in offers)
     return next((offered for offered in found if offered is not None), None)
 

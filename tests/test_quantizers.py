@@ -244,14 +244,18 @@ def test_unusable_values_have_the_message_of_a_cpu(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_unusable_values_that_only_the_device_sees_are_a_bug() -> None:
+def test_unusable_values_that_only_the_device_sees_are_a_bug(cuda: Callable[..., None]) -> None:
     def offer(*given: Any) -> quantizers.Offered:
         name, right, errors = by_naive(*given)
-        return name, lambda weight: (right(weight)[0], torch.full((1, 1), float("nan")), None), errors
+        return name, lambda weight: (right(weight)[0], torch.full((2, 3), float("nan")), None), errors
 
     device = OnDevice(torch.device("cpu"), [Fp8Block128()], [offer])
     with pytest.raises(ArithmeticError, match="where the CPU finds none"):
-        device(Fp8Block128(), torch.ones(128, 128).to(torch.bfloat16))
+        device(Fp8Block128(), torch.ones(140, 300).to(torch.bfloat16))
+    cuda(offer)
+    for asked in ("auto", "cuda"):  # and no warning: a device that is wrong is not one that fails
+        with pytest.raises(UserError, match="checks of unusable values of fp8-block128 differ"):
+            choose_quantizer(asked, [Fp8Block128()])
 
 
 class Streams:
