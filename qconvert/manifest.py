@@ -5,7 +5,7 @@
     output {files {name: {bytes, sha256}}},            every file of the folder but this one
     counts {tensors_in, tensors_out, kept, quantized, dequantized, repacked, bytes_in, bytes_out, shards},
     tensors {methods, kinds, worst, fallbacks?, few_tokens?},   a summary of qconvert_tensors.csv
-    warnings, notes, run {started, wall_seconds, workers, source, python, torch}
+    warnings, notes, run {started, wall_seconds, workers, device, source, python, torch}
 
 Everything but `run` is a function of the source and the recipe; what differs from run to run stands there alone.
 """

@@ -42,6 +42,7 @@ from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.manifest import Manifest
 from qconvert.plan import Plan, ShardJob, TensorJob, source_state
+from qconvert.quantizers import OnCpu, Quantizer
 from qconvert.schemes.int4 import WEIGHTED
 from qconvert.shard import Conversion
 from qconvert.tensor_report import TensorRow, summarise, to_csv
@@ -58,9 +59,16 @@ class Progress(Protocol):
 
 
 def run_plan(
-    plan: Plan, *, workers: int = 1, overwrite: bool = False, resume: bool = True, progress: Progress | None = None
+    plan: Plan,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+    quantizer: Quantizer | None = None,
 ) -> Manifest:
-    """Do everything in the plan and publish the folder."""
+    """Do everything in the plan and publish the folder. The quantizer, a CPU by default, does not change a byte."""
+    quantizer = quantizer or OnCpu()
     if workers < 1:
         raise UserError("at least one worker is needed", found=str(workers), fix="give --workers 1 or more")
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -71,11 +79,12 @@ def run_plan(
             _check_unchanged(plan, checkpoint)
             destination.prepare(plan.fingerprint, resume=resume)
             destination.check_space(_missing_bytes(plan, destination))
-            records = _Run(plan, checkpoint, destination, progress).execute(workers)
+            records = _Run(plan, checkpoint, destination, quantizer, progress).execute(workers)
             _check_unchanged(plan, checkpoint)
             rows = _rows(plan, records)
             _write_metadata(plan, destination.folder, records, rows)
-            run = {"started": started, "wall_seconds": round(time.monotonic() - clock, 3), "workers": workers}
+            wall = round(time.monotonic() - clock, 3)
+            run = {"started": started, "wall_seconds": wall, "workers": workers, "device": quantizer.place}
             tensors = summarise(rows, family_of(checkpoint.config), plan.recipe) if rows else {}
             manifest = _manifest(plan, records, run, tensors)
             write_durably(destination.folder / MANIFEST, manifest.to_text().encode())
@@ -96,8 +105,16 @@ def run_plan(
 class _Run:
     """The work of one run and what the workers share."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, destination: Destination, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        destination: Destination,
+        quantizer: Quantizer,
+        progress: Progress | None,
+    ) -> None:
         self.plan, self.checkpoint, self.destination, self.progress = plan, checkpoint, destination, progress
+        self.quantizer = quantizer
         self.records: dict[str, Record] = {}
         self.unfinished: set[Conversion] = set()
         self.done = 0
@@ -159,7 +176,7 @@ class _Run:
             self._advance(record.get("bytes_read", 0))
             return
         path = self.destination.folder / job.file
-        conversion = Conversion(self.checkpoint, job, path, self.plan.recipe)
+        conversion = Conversion(self.checkpoint, job, path, self.plan.recipe, self.quantizer)
         self.unfinished.add(conversion)
         for tensor in job.tensors:
             # Statistics are taken here, where tensors come in their order, and not by whichever worker is first. The

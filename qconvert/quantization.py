@@ -10,10 +10,22 @@ from qconvert.convert_plan import plan_convert
 from qconvert.dequantize_plan import plan_dequantize
 from qconvert.manifest import Manifest
 from qconvert.pipeline import Progress, run_plan
-from qconvert.plan import MAX_SHARD_SIZE
+from qconvert.plan import MAX_SHARD_SIZE, Plan
 from qconvert.quantize_plan import plan_quantize
+from qconvert.quantizers import choose_quantizer
+from qconvert.schemes import Scheme, get_scheme
 
-__all__ = ["convert", "dequantize", "plan_convert", "plan_dequantize", "plan_quantize", "quantize", "run_plan"]
+__all__ = [
+    "choose_quantizer",
+    "convert",
+    "dequantize",
+    "plan_convert",
+    "plan_dequantize",
+    "plan_quantize",
+    "plan_schemes",
+    "quantize",
+    "run_plan",
+]
 
 
 def quantize(
@@ -34,8 +46,12 @@ def quantize(
     overwrite: bool = False,
     resume: bool = True,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Manifest:
-    """Write a quantized copy of the checkpoint SRC (folder or hub id) into the new folder DST."""
+    """Write a quantized copy of the checkpoint SRC (folder or hub id) into the new folder DST.
+
+    `device` is "cpu", "cuda", or "auto"; the output is the same.
+    """
     plan = plan_quantize(
         src,
         dst,
@@ -51,7 +67,13 @@ def quantize(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
-    return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+    quantizer = choose_quantizer(device, plan_schemes(plan))
+    return run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress, quantizer=quantizer)
+
+
+def plan_schemes(plan: Plan) -> list[Scheme]:
+    """What a plan of `quantize` quantizes to."""
+    return [get_scheme(name, **options) for name, options in plan.recipe["schemes"].items()]
 
 
 def dequantize(

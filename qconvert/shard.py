@@ -19,6 +19,7 @@ from qconvert.errors import UserError
 from qconvert.formats import Format, StoredWeight, UnreadableNumbers, format_of, get_format
 from qconvert.formats.weights import OTHER_FORMAT, join_rows, load_rows, load_stored
 from qconvert.plan import PLAIN, ShardJob, TensorJob
+from qconvert.quantizers import OnCpu, Quantizer
 from qconvert.schemes import QuantizedWeight, Scheme, UnusableWeight, get_scheme, relative_error
 from qconvert.schemes.int4 import Int4
 from qconvert.tensor_report import TensorRow
@@ -29,9 +30,16 @@ PIECE_BYTES = 4 * 2**20  # of source data in memory at a time, or the scheme's r
 class Conversion:
     """One output file in the making: `convert` each tensor of its job, then `finish` it, or `discard` it on the way."""
 
-    def __init__(self, checkpoint: Checkpoint, job: ShardJob, path: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        job: ShardJob,
+        path: Path,
+        recipe: Mapping[str, Any],
+        quantizer: Quantizer | None = None,
+    ) -> None:
         self.checkpoint, self.job, self.recipe = checkpoint, job, recipe
-        self.path = path
+        self.path, self.quantizer = path, quantizer or OnCpu()
         self._reading = format_of(checkpoint.config)
         self._writer = ShardWriter(path, job.specs)
         self._missing = len(job.tensors)
@@ -48,7 +56,7 @@ class Conversion:
             layout = get_format(self.recipe["format"]).configured(scheme)
             source = self.checkpoint, tensor, self._writer
             if statistics is None:
-                row = _quantize(*source, scheme, layout)
+                row = _quantize(*source, scheme, layout, self.quantizer)
             else:
                 assert isinstance(scheme, Int4)
                 row = _calibrated(*source, scheme, layout, statistics)
@@ -107,7 +115,12 @@ def _all_finite(piece: Tensor) -> bool:
 
 
 def _quantize(
-    checkpoint: Checkpoint, tensor: TensorJob, writer: ShardWriter, scheme: Scheme, layout: Format
+    checkpoint: Checkpoint,
+    tensor: TensorJob,
+    writer: ShardWriter,
+    scheme: Scheme,
+    layout: Format,
+    quantizer: Quantizer,
 ) -> TensorRow:
     rows, columns = checkpoint.tensors[tensor.name].shape
     step = _row_step(scheme, columns)
@@ -116,10 +129,9 @@ def _quantize(
     for start in range(0, rows, step):
         weight = checkpoint.read_rows(tensor.name, start, start + step)  # [step, K]
         try:
-            numbers = scheme.quantize(weight)
+            numbers, (wrong, right) = quantizer(scheme, weight)
         except UnusableWeight as unusable:
             raise _unusable(tensor.name, [start + unusable.row, unusable.column], unusable.value) from unusable
-        wrong, right = numbers.squared_error(weight)
         error, signal = error + wrong, signal + right
         if layout.is_striped(scheme):
             _write(writer, tensor, layout.pack(numbers))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 FLAGS = {
     "quantize": {
         "--scheme", "--format", "--scales", "--recipe", "--method", "--asymmetric", "--workers", "--dry-run",
-        "--resume", "--no-resume", "--overwrite", "--json",
+        "--resume", "--no-resume", "--overwrite", "--device", "--json",
         "--calibration", "--calibration-tokens", "--min-tokens", "--max-shard-size",
     },
     "convert": {

@@ -18,6 +18,7 @@ from qconvert.sizes import parse_bytes
 if TYPE_CHECKING:
     from qconvert.manifest import Manifest
     from qconvert.plan import Plan
+    from qconvert.quantizers import Quantizer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -121,24 +122,36 @@ def conversion_options(command: Command) -> Command:
     show_default=True,
     help="Type of the scales; pow2: powers of two, which engines with UE8M0 scales leave unchanged.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where weights are quantized; auto: on a GPU that there are kernels for. The output does not depend on it.",
+)
 @conversion_options
 def quantize(
     source: str, destination: Path, scheme: str, file_format: str | None, scales: str, recipe: str,
     method: str | None, calibration: str | None, calibration_tokens: int | None, min_tokens: int | None,
-    asymmetric: bool, workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    asymmetric: bool, device: str, workers: int, max_shard_size: int, dry_run: bool, resume: bool, overwrite: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write a quantized copy of a BF16 checkpoint, tensor by tensor, with everything that belongs to it.
 
     SRC is a folder or a hub id (org/name[@revision]). DST is a new folder; it appears when it is complete.
     """
-    from qconvert.quantization import plan_quantize
+    from qconvert.quantization import choose_quantizer, plan_quantize, plan_schemes
 
     plan = plan_quantize(
         source, destination, scheme=scheme, scales=scales, method=method, asymmetric=asymmetric,
         file_format=file_format, recipe=recipe, calibration=calibration, calibration_tokens=calibration_tokens,
         min_tokens=min_tokens, max_shard_size=max_shard_size, overwrite=overwrite,
     )  # fmt: skip
-    run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
+    quantizer = choose_quantizer(device, plan_schemes(plan))
+    run(
+        plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json,
+        quantizer=quantizer,
+    )  # fmt: skip
 
 
 @click.command()
@@ -187,7 +200,10 @@ def convert(
     run(plan, workers=workers, dry_run=dry_run, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
-def run(plan: "Plan", *, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool) -> None:
+def run(
+    plan: "Plan", *, workers: int, dry_run: bool, resume: bool, overwrite: bool, as_json: bool,
+    quantizer: "Quantizer | None" = None,
+) -> None:  # fmt: skip
     """Show the plan, or carry it out with a progress bar and show the manifest."""
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -197,9 +213,13 @@ def run(plan: "Plan", *, workers: int, dry_run: bool, resume: bool, overwrite: b
     from qconvert.cli.progress import ProgressBar
     from qconvert.quantization import run_plan
 
-    with ProgressBar(plan.operation) as progress:
-        manifest = run_plan(plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+    with ProgressBar(plan.operation if quantizer is None else f"{plan.operation} on {quantizer.place}") as progress:
+        manifest = run_plan(
+            plan, workers=workers, overwrite=overwrite, resume=resume, progress=progress, quantizer=quantizer
+        )
     click.echo(manifest.to_text().rstrip("\n") if as_json else manifest_text(manifest, plan.destination))
+    if quantizer is not None:
+        click.echo(f"device: {quantizer.place}", err=True)
 
 
 def plan_text(plan: "Plan") -> str:

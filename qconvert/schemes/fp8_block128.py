@@ -24,14 +24,14 @@ from torch import Tensor
 
 from qconvert.errors import UserError
 from qconvert.schemes import fused
-from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
+from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, chunk_of, squared_error
 
 BLOCK = 128
 CODE_MAX = 448.0
 SMALLEST_SCALE = 2.0**-126
 LARGEST_WEIGHT = 2.0**127
 CODE_NAN, CODE_448, CODE_224 = 0x7F, 0x7E, 0x76  # bits of a code without its sign
-EXPONENT_BITS = 0x7F800000  # of an fp32 number
+EXPONENT_BITS, MANTISSA_BITS = 0x7F800000, 0x007FFFFF  # of an fp32 number
 ZERO_BLOCK_SCALES = (1.0, 2.0**-7)  # most tools write 1, compressed-tensors the smallest BF16 step above 1
 CLAMPED_SCALE = 1e-4 / CODE_MAX * (1 + 2.0**-8)  # scale of a block whose maximum was raised to 1e-4, rounded up at most
 # The number that each byte stands for. Looking it up is five times as fast as torch's own cast on a CPU.
@@ -64,23 +64,30 @@ class Fp8Block128:
     def plain(self, weight: Tensor) -> QuantizedWeight:
         """`quantize` as its specification has it.
 
-        One stripe of 128 rows after the other, so that everything between reading and writing stays in cache.
+        One stripe after the other, of 128 rows on a CPU (a few times that of narrow weights), so that everything
+        between reading and writing stays in cache, and of more on a GPU.
         """
-        rows, columns = weight.shape
+        (rows, columns), device = weight.shape, weight.device
         blocks = block_count(columns)
-        codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)  # [N, K]
-        scales = torch.empty(block_count(rows), blocks, dtype=SCALE_TYPES[self.scale_type][1])  # [N/128, K/128]
-        stripe = torch.zeros(min(BLOCK, rows), blocks * BLOCK)  # [128, K padded with zeros]
-        for index, start in enumerate(range(0, rows, BLOCK)):
-            part = stripe[: min(BLOCK, rows - start)]
-            part[:, :columns] = weight[start : start + BLOCK]
-            tiles = part.view(-1, blocks, BLOCK)  # [128, K/128, 128]
-            amax = torch.maximum(tiles.amax((0, 2)), -tiles.amin((0, 2)))  # [K/128]
+        codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=device)  # [N, K]
+        scale_type = SCALE_TYPES[self.scale_type][1]
+        scales = torch.empty(block_count(rows), blocks, dtype=scale_type, device=device)  # [N/128, K/128]
+        most = chunk_of(device) // max(1, blocks * BLOCK * BLOCK)
+        most = max(1, min(most, block_count(rows)))  # S: blocks of rows in a stripe
+        stripe = torch.zeros(most * BLOCK, blocks * BLOCK, device=device)  # [S * 128, K padded with zeros]
+        for start in range(0, rows, most * BLOCK):
+            source, first = weight[start : start + most * BLOCK], start // BLOCK
+            part = stripe[: block_count(len(source)) * BLOCK]
+            part[: len(source), :columns] = source
+            part[len(source) :] = 0
+            tiles = part.view(-1, BLOCK, blocks, BLOCK)  # [S, 128, K/128, 128]
+            amax = torch.maximum(tiles.amax((1, 3)), -tiles.amin((1, 3)))  # [S, K/128]
             if not bool((amax <= LARGEST_WEIGHT).all()):  # NaN compares false, too
-                raise unusable(weight[start : start + BLOCK], start)
-            scales[index] = self._scales(amax)
-            tiles.div_(scales[index].float()[:, None]).clamp_(-CODE_MAX, CODE_MAX)
-            codes[start : start + BLOCK].copy_(part[:, :columns])  # the cast rounds ties to even
+                raise unusable(source, start)
+            scale = self._scales(amax)
+            scales[first : first + len(scale)] = scale
+            tiles.div_(scale[:, None, :, None]).clamp_(-CODE_MAX, CODE_MAX)
+            codes[start : start + len(source)].copy_(part[: len(source), :columns])  # the cast rounds ties to even
         return QuantizedWeight(self, codes, scales)
 
     def dequantize(
@@ -114,7 +121,7 @@ class Fp8Block128:
         multiplying in fp32 adds 2 * 2^-24 of the value, at most 2^6 * 2^-24 < 4e-6 of the half step.
         """
         rows, columns = weight.shape
-        bound = torch.empty(rows, columns)
+        bound = torch.empty(rows, columns, device=weight.device)
         across = scales.float().repeat_interleave(BLOCK, dim=1)[:, :columns]  # [N/128, K]
         for index, start in enumerate(range(0, rows, BLOCK)):
             ratio = weight[start : start + BLOCK].float() / across[index]  # [128, K]
@@ -152,10 +159,9 @@ class Fp8Block128:
 
     def _scales(self, amax: Tensor) -> Tensor:
         """Block maxima to scales, as fp32 numbers that the stored type represents exactly."""
-        exact = (amax / CODE_MAX).clamp_min(SMALLEST_SCALE)
-        if self.scale_type == "pow2":
-            mantissa, exponent = torch.frexp(exact)  # exact = mantissa * 2^exponent, mantissa in [0.5, 1)
-            exact = torch.ldexp(torch.ones_like(exact), exponent - (mantissa == 0.5).to(exponent.dtype))
+        exact = (amax / torch.full_like(amax, CODE_MAX)).clamp_min(SMALLEST_SCALE)
+        if self.scale_type == "pow2":  # up to the next: a mantissa that is not empty carries into the exponent
+            exact = ((exact.view(torch.int32) + MANTISSA_BITS) & EXPONENT_BITS).view(torch.float32)
         stored = exact.to(SCALE_TYPES[self.scale_type][1]).float()
         return torch.where(amax == 0, 1.0, stored)
 

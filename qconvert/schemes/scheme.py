@@ -3,6 +3,11 @@
 A scheme is pure: it knows no file and no tensor name. A weight is [N, K]: N output rows, K inputs. Its rows are
 quantized independently in steps of `row_step`, so that a caller may feed a huge matrix in slices and join the
 results.
+
+The same bits on every device. Besides IEEE arithmetic, one operation after the other, that takes care in three places:
+torch divides by a Python number (or a 0-d tensor of a CPU) by multiplying with its rounded reciprocal on a GPU, so the
+divisor is a tensor beside the dividend; powers of two come from bits, not from `pow`; and sums are either sums of
+integers that are exact in any order, or written out in an order of their own, because torch's differs by device.
 """
 
 import math
@@ -13,6 +18,8 @@ import torch
 from torch import Tensor
 
 ERROR_LANES = 128  # sums of squared errors in a row
+CPU_CHUNK = 1 << 16  # values at a time: 256 KB in fp32, so that all passes over them stay in the cache of a core
+DEVICE_CHUNK = 1 << 24  # elsewhere: 64 MB in fp32, so that a pass takes longer than its launch
 
 
 class UnusableWeight(ValueError):
@@ -43,6 +50,10 @@ class Scheme(Protocol):
 
     def quantize(self, weight: Tensor) -> "QuantizedWeight":
         """Weight [N, K] of any float type to codes and scales. Raises UnusableWeight."""
+        ...
+
+    def plain(self, weight: Tensor) -> "QuantizedWeight":
+        """`quantize` as its specification has it, on the weight's device; the same bits on each."""
         ...
 
     def dequantize(
@@ -123,8 +134,13 @@ def squared_error(weight: Tensor, decoded: Tensor) -> tuple[float, float]:
 
 
 def add_rows(sums: Tensor) -> float:
-    """The sum of [N], one number after the other."""
-    return float(sums.cumsum(0)[-1]) if len(sums) else 0.0
+    """The sum of [N], one number after the other: on the CPU, since a GPU scans in parallel."""
+    return float(sums.cpu().cumsum(0)[-1]) if len(sums) else 0.0
+
+
+def chunk_of(device: torch.device) -> int:
+    """Values to work on at a time."""
+    return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
 def _row_sums(numbers: Tensor) -> Tensor:

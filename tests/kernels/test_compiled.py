@@ -67,6 +67,7 @@ def test_complaints() -> None:
         (replace(good, stack=8), "8 bytes of registers are spilled"),
         (replace(good, instructions={"STL": 2}), "spilled"),
         (replace(good, instructions={"STS": 1}), "expected no STS"),
+        (replace(good, instructions={"inexact": 3}), "found 3 that are fused or less than IEEE"),
         (replace(good, shared_memory=1001), "1000 were reckoned with"),
         (replace(good, shared_memory=240_000), "232448 are there"),
         (replace(good, tensor_core=widened), "expected wgmma on e4m3.e4m3, found mma.sync"),
@@ -77,7 +78,8 @@ def test_complaints() -> None:
 
 @pytest.mark.slow
 def test_the_compiler_is_seen_to_fail(tmp_path: Path) -> None:
-    """Real bad tilings give the complaints: eight tokens leave the fp8 tensor core, too large a tile spills."""
+    """Real bad tilings give the complaints: eight tokens leave the fp8 tensor core, too large a tile spills. So does
+    contraction, which the launch of weight quantization forbids."""
     script = """
 from dataclasses import replace
 from qconvert_kernels.compiled import all_cases, compile_case, complaints
@@ -85,7 +87,14 @@ case = next(case for case in all_cases() if case.name == "fp8_w8a8 few_tokens 16
 for tokens, weights in ((8, 64), (128, 128)):
     bad = replace(case, constants=case.constants | {"BLOCK_TOKENS": tokens, "BLOCK_WEIGHTS": weights}, memory=10**6)
     print(complaints(bad, compile_case(bad)))
+
+import triton
+compile = triton.compile
+triton.compile = lambda *a, **k: compile(*a, **k | {"options": k["options"] | {"enable_fp_fusion": True}})
+case = next(case for case in all_cases() if case.name == "quantize int4_g128 mse asymmetric")
+print(complaints(case, compile_case(case)))
 """
-    few, large = run(tmp_path, "-c", script).stdout.splitlines()
+    few, large, fused = run(tmp_path, "-c", script).stdout.splitlines()
     assert "found mma.sync" in few
     assert "spilled" in large
+    assert "fused" in fused

@@ -15,7 +15,7 @@ sys.modules["triton"] = None  # as if it were not installed
 import torch
 import qconvert_kernels.compiled
 import qconvert_kernels.fp8_gemm.naive, qconvert_kernels.int4_gemm.naive, qconvert_kernels.quantize_activations.naive
-from qconvert_kernels import fp8_gemm, int4_gemm, quantize_activations
+from qconvert_kernels import fp8_gemm, int4_gemm, quantize_activations, quantize_weights
 from qconvert_kernels.launch import available
 
 x = torch.randn(2, 128).bfloat16()
@@ -24,11 +24,15 @@ packed = int4_gemm.repack(codes, torch.ones(4, 1), group=128)
 quantized = quantize_activations.naive.quantize(x)
 fp8_gemm.naive.fp8_block_gemm_nt(quantized, codes.to(torch.float8_e4m3fn), torch.ones(1, 1))
 int4_gemm.naive.int4_gemm_nt(x, packed)
+quantize_weights.naive.fp8_block128(x)
+assert quantize_weights.offer("fp8-block128", {"scale_type": "bf16"}, torch.device("cuda")) is None
 print(available("cpu"))
 for kernel in (
     lambda: quantize_activations.quantize(x),
     lambda: fp8_gemm.fp8_block_gemm_nt(x, codes.to(torch.float8_e4m3fn), torch.ones(1, 1)),
     lambda: int4_gemm.int4_gemm_nt(x, packed),
+    lambda: quantize_weights.fp8_block128(x),
+    lambda: quantize_weights.int4(x, 64),
 ):
     try:
         kernel()
@@ -43,7 +47,7 @@ def test_kernels_are_missed_by_name() -> None:
     first, *errors = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert "pip install 'qconvert[kernels]'" in first
-    assert errors == [f"KernelsMissing {KernelsMissing()}"] * 3
+    assert errors == [f"KernelsMissing {KernelsMissing()}"] * 5
 
 
 def test_an_import_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

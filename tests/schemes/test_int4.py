@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qconvert.errors import UserError
 from qconvert.schemes import QuantizedWeight, UnusableWeight, get_scheme, scheme_names
-from qconvert.schemes.int4 import Int4, number_format, rules
+from qconvert.schemes.int4 import Int4, rules
 from qconvert.verification.numbers import error_limit
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_reference.linear import Numerics, make_linear
@@ -145,7 +145,7 @@ def test_size_of_pieces_and_order_of_inputs_do_not_matter(
     order = torch.stack([torch.randperm(128, generator=torch.Generator().manual_seed(1)) + 128 * g for g in range(4)])
     mixed = scheme.quantize(weight[:, order.flatten()])
     assert torch.equal(mixed.scales, whole.scales) and torch.equal(mixed.codes, whole.codes[:, order.flatten()])
-    monkeypatch.setattr(number_format, "CHUNK", 1000)
+    monkeypatch.setattr("qconvert.schemes.scheme.CPU_CHUNK", 1000)
     small = scheme.quantize(weight)
     assert torch.equal(small.codes, whole.codes) and torch.equal(small.scales, whole.scales)
 

@@ -28,6 +28,7 @@ from qconvert_kernels.tiling import SHARED_MEMORY_LIMIT
 
 CAPABILITY = 90  # Triton compiles it as sm_90a
 TENSOR_CORE = re.compile(r"(wgmma\.mma_async\.sync\.aligned\.\S+|mma\.sync\.aligned\.m\d+n\d+k\d+\S+)")
+INEXACT = re.compile(r"\b(fma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|div\.full\S*)")  # fused, or less than IEEE
 MNEMONIC = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", re.MULTILINE)
 WATCHED = ("UTMALDG", "UTMASTG", "LDGSTS", "LDG", "LDS", "LDSM", "STS", "PRMT", "LOP3", "F2FP", "HFMA2", "STL", "LDL")
 
@@ -50,6 +51,7 @@ class Case:
     factors: str | None = None
     memory: int = SHARED_MEMORY_LIMIT
     without: tuple[str, ...] = ()
+    fp_fusion: bool = True  # whether a product may be fused with an addition, as the launch says
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,14 @@ def compile_case(case: Case) -> Compiled:
             },
         ),
         target=GPUTarget("cuda", CAPABILITY, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
-    )
-    return _inspect(made.asm["ptx"], made.asm["cubin"], made.metadata.shared)
+        options={
+            "num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion
+        },
+    )  # fmt: skip
+    found = _inspect(made.asm["ptx"], made.asm["cubin"], made.metadata.shared)
+    if not case.fp_fusion and (count := len(INEXACT.findall(made.asm["ptx"]))):
+        found.instructions["inexact"] = count
+    return found
 
 
 def _inspect(ptx: str, cubin: bytes, shared_memory: int) -> Compiled:
@@ -134,6 +141,8 @@ def complaints(case: Case, made: Compiled) -> list[str]:
         found.append(f"{made.shared_memory} bytes of shared memory, {case.memory} were reckoned with")
     if unwanted := [name for name in case.without if made.instructions.get(name)]:
         found.append(f"expected no {', '.join(unwanted)}")
+    if inexact := made.instructions.get("inexact"):
+        found.append(f"expected every operation as written, found {inexact} that are fused or less than IEEE")
     if case.factors is not None:
         strays = [name for name in made.tensor_core if not (name.startswith("wgmma") and name.endswith(case.factors))]
         if strays or not made.tensor_core:

@@ -22,13 +22,12 @@ from torch import Tensor
 from qconvert.errors import UserError
 from qconvert.schemes import fused
 from qconvert.schemes.int4 import rules
-from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, squared_error
+from qconvert.schemes.scheme import QuantizedWeight, UnusableWeight, chunk_of, squared_error
 
 METHODS = ("mse", "rtn", "imatrix", "gptq")  # the first is the default
 WEIGHTED = ("imatrix", "gptq")  # scales are searched with the importance of inputs; gptq then goes on in `gptq`
 MOST_MOVED = 1  # steps by which gptq may move a code away from plain rounding; more gains nothing (design note)
 LARGEST_WEIGHT = 2.0**127
-CHUNK = 1 << 16  # values at a time: 256 KB in fp32, so that all passes over them stay in the cache of a core
 # bf16 is what we write; the others occur in files of other tools.
 SCALE_TYPES = {"bf16": ("BF16", torch.bfloat16), "f16": ("F16", torch.float16), "f32": ("F32", torch.float32)}
 # Scales of groups of zeros: ours, the smallest step above 1 of compressed-tensors, (1 - -1) / 15 of GPTQ.
@@ -91,14 +90,15 @@ class Int4:
         return self.plain(weight, importance) if loops is None else loops.quantize(self, weight, importance)
 
     def plain(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedWeight:
-        """`quantize` as its specification has it, CHUNK values at a time."""
+        """`quantize` as its specification has it, a chunk of values at a time."""
         (rows, columns), device = weight.shape, weight.device
         groups = -(-columns // self.group)
         codes = torch.empty(rows, columns, dtype=torch.int8, device=device)  # [N, K]
         scales = torch.empty(rows, groups, dtype=SCALE_TYPES[self.scale_type][1], device=device)  # [N, G]
         zeros = torch.empty(rows, groups, dtype=torch.int8, device=device) if self.asymmetric else None  # [N, G]
-        step = max(1, min(rows, CHUNK // (groups * self.group)))
+        step = max(1, min(rows, chunk_of(device) // (groups * self.group)))
         stripe = torch.zeros(step, groups * self.group, device=device)  # [step, K padded with zeros]
+        importance = None if importance is None else importance.to(device)
         choose = rules.rule(self.method, self.asymmetric, weight.dtype, scales.dtype, self.padded(importance))
         for start in range(0, rows, step):
             part = stripe[: min(step, rows - start)]
@@ -121,7 +121,7 @@ class Int4:
         """Codes [N, K], scales of any float type and zeros [N, G] back to a weight [N, K]."""
         rows, columns = codes.shape
         weight = torch.empty(rows, columns, dtype=dtype, device=codes.device)
-        step = max(1, CHUNK // max(1, columns))
+        step = max(1, chunk_of(codes.device) // max(1, columns))
         for start in range(0, rows, step):
             values = codes[start : start + step].float()  # [step, K]
             if zeros is not None:
@@ -154,7 +154,7 @@ class Int4:
         cut = torch.maximum(place - 7, -8 - place).mul_(step.abs())  # [N, K]; distance to the range, negative inside
         most = 1 - rules.SHORTEST * 7 / 8 * (1 - 2.0**-8)
         cut = torch.minimum(cut, most * self._across(self._spans(weight), columns))
-        return torch.maximum(step.abs() / 2, cut).add_(self.most_moved * step.abs()).mul_(1 + 1e-5)
+        return torch.maximum(step.abs() * 0.5, cut).add_(self.most_moved * step.abs()).mul_(1 + 1e-5)
 
     def doubts(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> list[str]:
         """What no tool can have written on purpose; empty if all is well.

@@ -120,7 +120,7 @@ def _search(tiles: Tensor, low: Tensor, high: Tensor, *, stored: torch.dtype, su
         sums.write(q, found[0, index], found[1, index])
     ratio = _best(found)
     covered = (ratio * (-LOWEST / GRID)).clamp_(SHORTEST, LONGEST)  # part of the span that eight steps cover
-    return _finish(covered * unit.double() / -LOWEST, unit == 0, stored), None
+    return _finish(covered * unit.double() * (1 / -LOWEST), unit == 0, stored), None
 
 
 def _search_asymmetric(tiles: Tensor, low: Tensor, high: Tensor, *, stored: torch.dtype, sums: Sums) -> Chosen:
@@ -139,7 +139,7 @@ def _search_asymmetric(tiles: Tensor, low: Tensor, high: Tensor, *, stored: torc
         sums.write(q, found[0, index], found[1, index])
     ratio = _best(found)
     covered = (ratio * (15 / GRID_ASYMMETRIC)).clamp_(SHORTEST, LONGEST)
-    return _finish(covered * span.double() / 15, span == 0, stored), zero
+    return _finish(covered * span.double() / torch.full_like(covered, 15), span == 0, stored), zero
 
 
 def _best(found: Tensor) -> Tensor:
