@@ -84,12 +84,14 @@ def test_arguments_arrive_as_they_were_given(tmp_path: Path) -> None:
     trap = f"mixed=$(touch {tmp_path}/ran)"
     run(
         "drift-compare", tmp_path, BF16="a folder/bf16", INT4="", CANDIDATES=f"g64=b c\n\n{trap}\n", TASKS="mmlu,gsm8k",
-        ARGUMENTS="--tokens=4096\n--data=my text.jsonl", BUDGET="drift.toml", CODE="0", BASELINE="old.json", GATE_BASELINE="true",
+        ARGUMENTS="--tokens=4096\n--data=my text.jsonl", BUDGET="drift.toml", CODE="0",
+        BASELINE="old.json", GATE_BASELINE="true",
     )  # fmt: skip
     seen = (tmp_path / "seen").read_text().splitlines()
     assert seen == [
         "-m", "qconvert", "compare", "--bf16", "a folder/bf16", "--report", str(tmp_path / "drift report"),
-        "--budget", "drift.toml", "--baseline", "old.json", "--gate-baseline", "--tasks", "mmlu,gsm8k", "--candidate", "g64=b c", "--candidate", trap,
+        "--budget", "drift.toml", "--baseline", "old.json", "--gate-baseline", "--tasks", "mmlu,gsm8k",
+        "--candidate", "g64=b c", "--candidate", trap,
         "--tokens=4096", "--data=my text.jsonl",
     ]  # fmt: skip
     assert not (tmp_path / "ran").exists()

@@ -9,7 +9,7 @@ from qconvert_kernels.bench.ceilings import Ceilings
 from qconvert_kernels.bench.dense import DenseFp8, DenseInt4
 from qconvert_kernels.bench.experts import RoutedExperts
 from qconvert_kernels.bench.measure import Peer, Row
-from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations
+from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations, QuantizeWeights
 from qconvert_kernels.bench.timing import GraphClock, Times
 
 WEIGHT = shapes.Weight("w", 256, 384)
@@ -24,6 +24,8 @@ def test_bytes_and_operations() -> None:
     assert DenseFp8(WEIGHT, 5, True).flops == DenseInt4(WEIGHT, 5, 32).flops == 2 * 5 * 256 * 384
     assert QuantizeActivations(256, 3).bytes == 3 * 256 * 3 + 3 * 2 * 4
     assert QuantizeActivations(256, 3, "rms_norm").bytes == 3 * 256 * 5 + 3 * 2 * 4
+    assert QuantizeWeights(WEIGHT).bytes == 256 * 384 * 3 + 2 * 3 * 2
+    assert QuantizeWeights(WEIGHT, 32).bytes == 256 * 384 * 3 + 256 * 12 * 2
     step = DeltaRule(shapes.Heads(2, 4, 8, 16), 3, 1)
     assert step.bytes == 3 * (2 * (2 * 2 * 8 + 2 * 4 * 16) + 2 * 4 * 4) + 3 * 2 * 4 * 4 * 8 * 16
     assert step.flops == 3 * 4 * 7 * 8 * 16

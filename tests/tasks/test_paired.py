@@ -48,6 +48,9 @@ def test_nothing_flipped_is_not_infinitely_sharp() -> None:
     assert found.p_value == 1.0 and found.difference.value == 0
     assert found.detectable == pytest.approx(2.4865 * np.sqrt(statistics.wilson(0, 64)[1] / 64), rel=1e-4)
     assert found.detectable > 0.05  # 64 documents cannot see five points
+    assert found.no_worse == pytest.approx(0.99**64) and found.no_worse > 0.5
+    many = pair(answers([1] * 400), answers([1] * 400)).no_worse
+    assert many is not None and many < 0.05
 
 
 def test_a_lane_that_is_certainly_no_worse() -> None:

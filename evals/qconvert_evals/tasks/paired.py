@@ -7,7 +7,8 @@ differences, clustered where documents hang together.
                the t test over clusters; corrected over the tasks of a lane by whoever has them all
     no worse   p of "worse by MARGIN or more" (one half of TOST): below 5% the lane is certified not to have lost that
     detectable the drop found four times in five. Where nothing flipped, the share of flips is taken
-               to be Wilson's upper bound: a test that saw no flip is not infinitely sharp.
+               to be Wilson's upper bound: a test that saw no flip is not infinitely sharp. For the same reason "no
+               worse" is then (1 - margin)^n, the chance that n independent documents show nothing of such a loss.
 
 Left out: claims about metrics without a number per document, which cannot be paired.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qconvert_evals import statistics
-from qconvert_evals.statistics import NOTHING, Array, Estimate
+from qconvert_evals.statistics import NOTHING, Array, Equivalence, Estimate
 from qconvert_evals.tasks.measure import Values
 
 MARGIN = 0.01  # of a score between 0 and 1; of others, of the base's score
@@ -55,7 +56,7 @@ def pair(base: Values, candidate: Values, higher_is_better: bool = True) -> Pair
         difference=statistics.mean(deviations, base.clusters),
         recovery=_recovery(base, candidate),
         p_value=p_value,
-        no_worse=None if claim is None else claim.no_worse,
+        no_worse=_no_worse(base, claim, margin, flips and not lost and not gained),
         margin=margin,
         detectable=_detectable(base, deviations, len(lost) + len(gained) if flips else None),
         flips=flips,
@@ -74,6 +75,12 @@ def _deviations(base: Values, candidate: Values) -> Array:
     """[n]: candidate - base by document, to first order where the score is no mean."""
     found: Array = (candidate.score - base.score) + candidate.influence - base.influence
     return found
+
+
+def _no_worse(base: Values, claim: Equivalence | None, margin: float, none_flipped: bool) -> float | None:
+    if claim is None:
+        return None
+    return float((1 - margin) ** len(np.unique(base.clusters))) if none_flipped else claim.no_worse
 
 
 def _detectable(base: Values, deviations: Array, flips: int | None) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from qconvert_kernels.bench import shapes
 from qconvert_kernels.bench.dense import DenseFp8, DenseInt4
 from qconvert_kernels.bench.experts import RoutedExperts
-from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations
+from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations, QuantizeWeights
 from qconvert_kernels.bench.peers import PEERS, Prepare
 from qconvert_kernels.bench.problem import Problem
 from qconvert_kernels.bench.timing import Clock, Times
@@ -78,6 +78,8 @@ def problems(tokens: Sequence[int] = shapes.TOKENS) -> Iterator[Problem]:
             yield RoutedExperts(shapes.EXPERTS, m, activations="fp8-group128", skewed=skewed)
             yield RoutedExperts(shapes.EXPERTS, m, skewed=skewed)
             yield RoutedExperts(shapes.EXPERTS, m, group=128, skewed=skewed)
+    for group, method in ((0, "rtn"), (128, "rtn"), (128, "mse"), (32, "mse")):
+        yield QuantizeWeights(shapes.WEIGHTS[0], group, method)
     for length in PREFILL:
         yield DeltaRule(shapes.HEADS, 1, length)
     for sequences in SEQUENCES:
@@ -89,14 +91,19 @@ def chosen(every: Iterable[Problem], only: str) -> list[Problem]:
     return [one for one in every if fnmatchcase(f"{one.kernel} {one.shape}", f"*{only}*")]
 
 
-def relative_error(y: Tensor, truth: Tensor, tolerance: float) -> float:
-    """See `Row.error`; NaN and infinity count as entirely wrong."""
+def relative_error(y: Any, truth: Any, tolerance: float) -> float:
+    """See `Row.error`; NaN and infinity count as entirely wrong. Where every bit must be equal, y may be of parts."""
     if tolerance == 0:
-        return float((y != truth).double().mean())
+        return float((_bytes(y) != _bytes(truth)).double().mean())
     if not bool(torch.isfinite(y).all()):
         return float("inf")
     truth = truth.double()
     return float((y.double() - truth).norm() / truth.norm())
+
+
+def _bytes(parts: Tensor | Sequence[Tensor | None]) -> Tensor:
+    tensors = [parts] if isinstance(parts, Tensor) else [part for part in parts if part is not None]
+    return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in tensors])
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""What stands around the products: quantizing activations, and the gated delta rule."""
+"""What stands around the products: quantizing activations and weights, and the gated delta rule."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qconvert_kernels import delta_rule, quantize_activations
+from qconvert_kernels import delta_rule, quantize_activations, quantize_weights
 from qconvert_kernels.bench.problem import BF16_STEP, random
-from qconvert_kernels.bench.shapes import Heads
+from qconvert_kernels.bench.shapes import Heads, Weight
 from qconvert_kernels.delta_rule import naive as delta_naive
 from qconvert_kernels.quantize_activations import naive as activation
+from qconvert_kernels.quantize_weights import naive as weights_naive
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,47 @@ class QuantizeActivations:
             kept, codes = quantize_activations.silu_mul_keep_quantize(*inputs)
             return codes, kept
         return quantize_activations.quantize(*inputs), None
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    """A BF16 weight to FP8 (group 0) or INT4, codes and scales; `tokens` counts its rows. Every byte must be equal."""
+
+    weight: Weight
+    group: int = 0
+    method: str = "rtn"
+    distinct: None = None
+    flops: int = 0
+    tolerance: float = 0.0
+    kernel: str = "quantize_weights"
+
+    @property
+    def shape(self) -> str:
+        what = f"int4 g{self.group} {self.method}" if self.group else "fp8"
+        return f"{self.weight.name} {self.weight.n}x{self.weight.k} to {what}"
+
+    @property
+    def tokens(self) -> int:
+        return self.weight.n
+
+    @property
+    def bytes(self) -> int:
+        n, k = self.weight.n, self.weight.k
+        scales = n * -(-k // self.group) if self.group else -(-n // 128) * -(-k // 128)
+        return 3 * n * k + 2 * scales
+
+    def inputs(self, device: torch.device, seed: int) -> Any:
+        return random(device, seed, self.weight.n, self.weight.k)
+
+    def run(self, inputs: Any) -> quantize_weights.Quantized:
+        if self.group:
+            return quantize_weights.int4(inputs, self.group, method=self.method)
+        return quantize_weights.fp8_block128(inputs)
+
+    def truth(self, inputs: Any) -> quantize_weights.Quantized:
+        if self.group:
+            return weights_naive.int4(inputs, self.group, method=self.method)
+        return weights_naive.fp8_block128(inputs)
 
 
 @dataclass(frozen=True)

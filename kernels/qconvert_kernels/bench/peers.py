@@ -110,6 +110,11 @@ def torch_cast(problem: Problem, inputs: Any) -> Call:
     return lambda: x.to(CODE)
 
 
+def torch_cast_weight(problem: Problem, inputs: Any) -> Call:
+    """A bare cast of the weight to e4m3."""
+    return lambda: inputs.to(CODE)
+
+
 _EXPERTS: dict[str, Prepare] = {"torch bf16, one by one": torch_experts_bf16}
 _QUANTIZE: dict[str, Prepare] = {"torch": torch_quantize, "torch cast": torch_cast}
 PEERS: dict[str, dict[str, Prepare]] = {
@@ -127,5 +132,6 @@ PEERS: dict[str, dict[str, Prepare]] = {
     "quantize": _QUANTIZE,
     "rms_norm_quantize": _QUANTIZE,
     "silu_mul_quantize": _QUANTIZE,
+    "quantize_weights": {"torch cast": torch_cast_weight},
     "gated_delta_rule": {"flash-linear-attention": fla_delta_rule},
 }

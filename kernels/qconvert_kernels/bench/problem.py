@@ -64,11 +64,11 @@ class Problem(Protocol):
         """A set of inputs, weights included."""
         ...
 
-    def run(self, inputs: Any) -> Tensor:
-        """The kernel."""
+    def run(self, inputs: Any) -> Any:
+        """The kernel: a tensor, or a tuple of them where every bit must be equal."""
         ...
 
-    def truth(self, inputs: Any) -> Tensor:
+    def truth(self, inputs: Any) -> Any:
         """The same in plain torch."""
         ...
 

@@ -100,6 +100,14 @@ TARGETS = (
         "quantizing activations from 4096 tokens: share of the copy bandwidth", 0.70, 0.85,
         lambda row: row.kernel.endswith("quantize") and row.tokens >= 4096, _of_copy,
     ),
+    Target(
+        "quantizing weights to FP8, and to INT4 by plain rounding: share of the copy bandwidth", 0.70, 0.85,
+        lambda row: row.kernel == "quantize_weights" and not row.shape.endswith("mse"), _of_copy,
+    ),
+    Target(
+        "quantizing weights to INT4 by the search: share of the copy bandwidth", 0.70, 0.85,
+        lambda row: row.kernel == "quantize_weights" and row.shape.endswith("mse"), _of_copy,
+    ),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from qconvert_kernels.bench import measure, record, tune
 from qconvert_kernels.bench.ceilings import Ceilings, measure_ceilings
 from qconvert_kernels.bench.dense import DenseFp8, DenseInt4
 from qconvert_kernels.bench.experts import RoutedExperts
-from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations
+from qconvert_kernels.bench.others import DeltaRule, QuantizeActivations, QuantizeWeights
 from qconvert_kernels.bench.problem import Problem
 from qconvert_kernels.bench.shapes import Experts, Heads, Weight
 from qconvert_kernels.bench.timing import Call
@@ -34,6 +34,7 @@ PROBLEMS: list[Problem] = [
     RoutedExperts(EXPERTS, 4, skewed=True),
     RoutedExperts(EXPERTS, 4, group=64),
     *(QuantizeActivations(256, 3, behind) for behind in ("", "rms_norm", "silu_mul")),
+    *(QuantizeWeights(WEIGHT, group, method) for group, method in ((0, "rtn"), (32, "rtn"), (128, "mse"))),
     DeltaRule(Heads(1, 2, 32, 32), 1, 5),
 ]
 
@@ -84,7 +85,7 @@ def test_a_wrong_kernel_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) 
 def test_a_result_that_is_not_finite_or_off_by_one_code_is_wrong() -> None:
     y = torch.ones(4)
     assert measure.relative_error(y * torch.nan, y, 0.1) == float("inf")
-    assert measure.relative_error(torch.tensor([1, 2, 3, 5]), torch.tensor([1, 2, 3, 4]), 0.0) == 0.25
+    assert measure.relative_error(torch.tensor([1, 2, 3, 5]).byte(), torch.tensor([1, 2, 3, 4]).byte(), 0.0) == 0.25
 
 
 def test_a_peer_that_fails_is_quoted() -> None:
