@@ -126,3 +126,8 @@ def test_a_missing_extra_is_named(base: Path, folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"qconvert\[tasks\]"):
         Benchmarks.prepare(settings(folder), lanes(base, base), "")
+
+
+def test_shipped_tasks_load_without_a_hint_for_each(caplog: pytest.LogCaptureFixture) -> None:
+    loading.load_tasks(TaskSettings(("small_math", "small_prose")))
+    assert "Custom kwargs" not in caplog.text

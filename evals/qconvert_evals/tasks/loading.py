@@ -11,6 +11,7 @@ definitions by path or inline.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def load_tasks(settings: TaskSettings) -> dict[str, Any]:
 
 def _load(manager: Any, settings: TaskSettings) -> dict[str, Any]:
     try:
-        with _data_sets_by_name():
+        with _data_sets_by_name(), _without_hint():
             loaded: dict[str, Any] = manager.load(list(settings.names))
     except _Unreachable as error:
         wanted = ", ".join(repr(one) for one in (error.name, error.part) if one)
@@ -96,6 +97,22 @@ def _data_sets_by_name() -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = real
+
+
+@contextmanager
+def _without_hint() -> Iterator[None]:
+    """lm-eval warns for every task whose rows come from a function, as the shipped ones do, that it could be given
+    arguments; other warnings stay."""
+    logger = logging.getLogger("lm_eval.api.task")
+
+    def worth_saying(record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in record.getMessage()
+
+    logger.addFilter(worth_saying)
+    try:
+        yield
+    finally:
+        logger.removeFilter(worth_saying)
 
 
 def _set_fewshot(task: Any, name: str, wanted: int | None) -> None:
