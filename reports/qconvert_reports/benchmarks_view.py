@@ -2,7 +2,8 @@
 
 Made from `figures["tasks"]["rows"]`, one a metric and lane. The finding of a row is, in this order:
 
-    differs         p of "no difference", corrected over all tasks of the lane (Holm), is below 5%
+    differs         p of "no difference", corrected over all tasks of the lane (Holm), is below 5%; "by less than the
+                    margin" where the next holds as well: a difference that is real and small
     no worse        p of "worse by the margin or more" is below 5%: the lane is certified not to have lost that much
     cannot tell     neither; the smallest drop that would have been found four times in five stands beside it
 
@@ -45,10 +46,11 @@ def finding(row: dict[str, Any]) -> str:
     p_value, no_worse, unit = row.get("p_holm"), row.get("no_worse"), row["unit"]
     if p_value is None and no_worse is None:
         return "nothing to pair"
-    if p_value is not None and p_value < ALPHA:
-        return "differs"
     margin = show_difference(row["margin"], unit).lstrip("+")
-    if no_worse is not None and no_worse < ALPHA:
+    certified = no_worse is not None and no_worse < ALPHA
+    if p_value is not None and p_value < ALPHA:
+        return f"differs, no worse by {margin}" if certified else "differs"
+    if certified:
         return f"no worse by {margin}"
     seen = row.get("detectable")
     return "cannot tell" if seen is None else f"cannot tell: sees {show_difference(seen, unit).lstrip('+')} and more"

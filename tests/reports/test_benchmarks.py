@@ -27,7 +27,7 @@ def row(**more: Any) -> dict[str, Any]:
         ({}, "cannot tell: sees 1.53 pp and more"),
         ({"p_holm": 0.049}, "differs"),
         ({"no_worse": 0.049}, "no worse by 1.00 pp"),
-        ({"p_holm": 0.01, "no_worse": 0.01}, "differs"),  # a difference that was shown is told first
+        ({"p_holm": 0.01, "no_worse": 0.01}, "differs, no worse by 1.00 pp"),  # real, and small
         ({"p_value": 0.01, "p_holm": 0.06}, "cannot tell: sees 1.53 pp and more"),  # only the corrected p counts
         ({"detectable": None}, "cannot tell"),
         ({"p_holm": None, "no_worse": None}, "nothing to pair"),
