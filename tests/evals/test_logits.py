@@ -135,3 +135,16 @@ def test_short_sequences_have_no_stretches(sample: tuple[torch.Tensor, ...]) -> 
     state = run(*sample)
     short = logits.result(state, np.zeros(len(state.table), dtype=np.int64))
     assert not [row for row in short.measurements if "at=" in row.slice]
+
+
+def test_of_equal_logits_the_lower_number_counts() -> None:
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.randint(0, 4, (300, 40), generator=generator).double()
+    wanted = np.argsort(-coarse.numpy(), axis=1, kind="stable")[:, :5]
+    assert logits.top_tokens(coarse, 5).sort(-1).values.tolist() == np.sort(wanted, axis=1).tolist()
+    assert not torch.equal(coarse.topk(5).indices.sort(-1).values, torch.from_numpy(np.sort(wanted, axis=1)))
+    other, targets = coarse.clone(), torch.zeros(300, dtype=torch.long)
+    other[:, 39] -= 1  # the last number wins no tie, so the first choice changes only where it alone was the best
+    alone = (coarse.argmax(-1) == 39).double().mean()
+    changed = 1 - value(logits.result(run(coarse, other, targets, torch.arange(300) // 100)), "logits.top1_agreement")
+    assert changed == pytest.approx(float(alone)) and 0 <= alone < 0.1

@@ -9,7 +9,8 @@ follows:
 These are the statistics of llama.cpp's `llama-perplexity --kl-divergence`, with its interpolated percentiles, so that
 tables compare. Three things differ on purpose: logits are fp32 and the arithmetic float64 (its 16-bit file hides
 divergences under 5e-4), every position with a successor counts (it scores the second half of each chunk), and
-intervals are clustered by document. Top-5 overlap is |A and B| / 5.
+intervals are clustered by document. Top-5 overlap is |A and B| / 5. Logits of a BF16 head are coarse enough to be equal
+at times: then the token of lower number counts as the more likely one, as in greedy decoding.
 
 Left out: divergences in the other direction or symmetrised ones; they rank checkpoints as this one does, and users
 quote this one.
@@ -67,22 +68,33 @@ def update(
     p, q = base.exp(), candidate.exp()
     at = targets[:, None]
     five = min(5, base.shape[-1])
-    top_base, top_candidate = base.topk(five).indices, candidate.topk(five).indices  # [n, 5]
-    shared = (top_base[:, :, None] == top_candidate[:, None, :]).any(-1)
+    base_top, candidate_top = base.argmax(-1), candidate.argmax(-1)
+    shared = (top_tokens(base, five)[:, :, None] == top_tokens(candidate, five)[:, None, :]).any(-1)  # [n, 5]
     state.table.append(
         kl=(p * (base - candidate)).sum(-1),
         nll_base=-base.gather(1, at)[:, 0],
         nll=-candidate.gather(1, at)[:, 0],
         dp=(q.gather(1, at) - p.gather(1, at))[:, 0],
         overlap=torch.minimum(p, q).sum(-1),
-        same_top=top_base[:, 0] == top_candidate[:, 0],
+        same_top=base_top == candidate_top,
         top5=shared.double().mean(-1),
-        base_top=top_base[:, 0],
-        candidate_top=top_candidate[:, 0],
+        base_top=base_top,
+        candidate_top=candidate_top,
         target=targets,
         document=documents,
         place=places,
     )
+
+
+def top_tokens(log_p: Tensor, count: int) -> Tensor:
+    """[n, V] -> [n, count], the most likely tokens in any order; of equal ones those of lower number, as in argmax.
+
+    topk alone may take any of several equal ones.
+    """
+    values, tokens = log_p.topk(count)
+    tied = (log_p >= values[:, -1:]).sum(-1) > count
+    tokens[tied] = log_p[tied].sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return tokens
 
 
 def result(state: LogitsState, positions: Index | None = None) -> Found:
