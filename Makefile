@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check mutations actionlint bench clean setup
+.PHONY: demo drift test check mutations actionlint bench clean setup
 
 setup: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/qconvert demo --report demo-report
+
+# The demo's figures against the committed ones: exit code 1 where the converter changed something for the worse.
+drift: demo
+	$(BIN)/qconvert report demo-report --baseline reports/baselines/small-model.json --gate-baseline
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
