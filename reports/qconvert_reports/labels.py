@@ -145,5 +145,6 @@ def _condition(key: str, value: str) -> str:
 
 def sample_noun(name: str) -> str:
     """What the n of a measurement counts: "tokens", "drafts", "documents"."""
-    nouns = {"mtp": "drafts", "bench": "documents", "weights": "tensors", "model": "tensors", "latency": "rounds"}
+    tensors = dict.fromkeys(("weights", "model"), "tensors")
+    nouns = {"mtp": "drafts", "hidden": "documents", "bench": "documents", "latency": "rounds", **tensors}
     return nouns.get(family(name), "tokens")
