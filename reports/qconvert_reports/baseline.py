@@ -1,7 +1,9 @@
 """What changed between two records of the same comparison: this run against a blessed one.
 
 A change counts as one where the two 95% intervals do not overlap (stricter than a test at 5%, so of many rows few stand
-out by chance); a number without an interval counts where it differs at all. Informative by itself, the budget decides;
+out by chance). A number counted in full (a weight's error) has no interval and counts where it differs by more than ROUNDING:
+it is a sum of doubles, whose order, and with it the last digits, depends on the number of threads. Pairwise sums of N
+terms differ by log2(N) * 2^-53 of themselves, 4e-15 for a billion. Informative by itself, the budget decides;
 with `--gate-baseline` every change for the worse becomes a failing row of the verdict.
 
 Unlike things are refused (`likeness`) unless the reader asks for them, and then the report says what was unlike. With
@@ -20,6 +22,7 @@ from qconvert_reports.likeness import Unlike, refuse_unlike
 
 WORSE = ("gone", "worse")
 RULE = "baseline"
+ROUNDING = 1e-12  # relative; see the module
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def _kind(name: str, before: Measurement | None, after: Measurement | None) -> s
     if before is None or after is None:
         return "same" if before is after else "gone" if after is None else "new"
     (old_low, old_high), (low, high) = _span(before), _span(after)
-    if low <= old_high and old_low <= high:
+    slack = ROUNDING * max(abs(low), abs(high), abs(old_low), abs(old_high))
+    if low <= old_high + slack and old_low <= high + slack:
         return "same"
     better = LABELS.get(name, ("", ""))[1]
     if not better:

@@ -251,3 +251,21 @@ def test_a_long_history_of_many_lanes_fits_a_comment(tmp_path: Path) -> None:
     text = render_history(read_history(tmp_path))
     assert len(text) < COMMENT_LIMIT
     assert "40 runs" in text and "10 older ones" in text
+
+
+@pytest.mark.parametrize(("factor", "kinds"), [(1 + 4e-15, set()), (1 + 1e-9, {"worse"}), (1 - 1e-9, {"better"})])
+def test_the_order_of_a_sum_is_no_change(factor: float, kinds: set[str]) -> None:
+    """Errors of weights are counted in full, and added by as many threads as there are."""
+    before = record()
+    rows = [
+        replace(m, value=m.value * factor, ci_low=m.value * factor, ci_high=m.value * factor)
+        if m.name == "weights.relative_error" and m.value is not None and m.lane == "fp8"
+        else m
+        for m in before.measurements
+    ]
+    exact = [
+        replace(m, ci_low=m.value, ci_high=m.value) if m.name == "weights.relative_error" else m
+        for m in before.measurements
+    ]
+    found = against(replace(before, measurements=rows), replace(before, measurements=exact), "old.json")
+    assert {one.kind for one in found.moved} == kinds
