@@ -13,7 +13,10 @@ from qconvert_reference.lane import Lane
 from qconvert_reference.linear import Numerics
 from tests.tasks.conftest import quiet
 
-DOCUMENTS = {"small_math": [1], "small_recall": [0], "small_code": [0], "small_prose": [0, 1], "small_context_32": [0]}
+DOCUMENTS = {
+    "small_math": [1], "small_recall": [0], "small_code": [0], "small_prose": [0, 1], "small_context_32": [0],
+    "small_needle_16": [0],
+}  # fmt: skip
 SETTINGS = TaskSettings(tuple(DOCUMENTS))
 # Both are sums of fp32 log-probabilities; the logits of both models differ by up to 1e-4 (test_against_transformers),
 # a log-probability by at most twice that, and a text has up to 900 tokens whose errors have either sign.
