@@ -1,9 +1,9 @@
 """What changed between two records of the same comparison: this run against a blessed one.
 
 A change counts as one where the two 95% intervals do not overlap (stricter than a test at 5%, so of many rows few stand
-out by chance). A number counted in full (a weight's error) has no interval and counts where it differs by more than ROUNDING:
-it is a sum of doubles, whose order, and with it the last digits, depends on the number of threads. Pairwise sums of N
-terms differ by log2(N) * 2^-53 of themselves, 4e-15 for a billion. Informative by itself, the budget decides;
+out by chance). A number counted in full (a weight's error) has no interval and counts where it differs by more than
+ROUNDING: it is a sum of doubles, whose order, and with it the last digits, depends on the number of threads. Pairwise
+sums of N terms differ by log2(N) * 2^-53 of themselves, 4e-15 for a billion. Informative by itself, the budget decides;
 with `--gate-baseline` every change for the worse becomes a failing row of the verdict.
 
 Unlike things are refused (`likeness`) unless the reader asks for them, and then the report says what was unlike. With
