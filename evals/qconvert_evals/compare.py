@@ -27,7 +27,7 @@ from qconvert_evals import drafting, predictions, speculation, statistics, weigh
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
 from qconvert_evals.identity import check_comparable, head_fault, lane_identity
-from qconvert_evals.lanes import open_lanes
+from qconvert_evals.lanes import check_length, open_lanes
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
@@ -59,6 +59,7 @@ class Settings:
     activations: str | None
     kernels: str
     device: torch.device
+    yarn: float | None
     live: LiveSettings
     tasks: TaskSettings | None = None
 
@@ -74,6 +75,7 @@ def compare(
     activations: str | None = None,
     kernels: str = "auto",
     device: str | torch.device = "cpu",
+    yarn: float | None = None,
     live: LiveSettings = LIVE,
     tasks: TaskSettings | None = None,
     progress: Progress | None = None,
@@ -83,7 +85,7 @@ def compare(
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
     """
     where = choose_device(device) if isinstance(device, str) else device
-    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, where, live, tasks)
+    settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, where, yarn, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
@@ -133,7 +135,9 @@ class _Comparison:
         progress: Progress | None,
     ) -> _Comparison:
         """Open and check everything before anything is computed."""
-        lane, others = open_lanes(base, candidates, settings.activations, settings.kernels, settings.device)
+        lane, others = open_lanes(
+            base, candidates, settings.activations, settings.kernels, settings.device, settings.yarn
+        )
         faults = {}
         for other in others:
             check_comparable(lane, other)
@@ -148,6 +152,7 @@ class _Comparison:
             seq_len=settings.seq_len,
             vocab_size=lane.config.vocab_size,
         ).to(settings.device)
+        check_length(lane, max(len(one.tokens) for one in corpus.sequences))
         large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
         asked = settings.tasks
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
@@ -258,6 +263,7 @@ class _Comparison:
             "seq_len": settings.seq_len,
             "draft_tokens": settings.draft_tokens,
             "device": describe(settings.device),
+            "yarn": settings.yarn,
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
 

@@ -21,9 +21,11 @@ def open_lanes(
     activations: str | None = None,
     kernels: str = "auto",
     device: torch.device = CPU,
+    yarn: float | None = None,
 ) -> tuple[Lane, list[Lane]]:
     """The base, and the noise lane followed by the candidates, all on one device; `activations` None is what each
-    config.json asks for, `kernels` who computes the products of quantized weights."""
+    config.json asks for, `kernels` who computes the products of quantized weights, `yarn` the factor by which all of
+    them stretch their context."""
     taken = sorted({BASE_LANE, NOISE_LANE} & set(candidates))
     if taken:
         raise UserError(f"a candidate cannot be called {taken[0]}", fix="choose another NAME")
@@ -33,10 +35,23 @@ def open_lanes(
     if weights.quantized:
         raise UserError("the base of a comparison is quantized itself", where=str(base), expected="a BF16 checkpoint")
     numerics = choose_numerics(weights, kernels=kernels, device=device)
-    lane = Lane.open(BASE_LANE, weights, numerics, device)
-    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"), device)]
+    lane = Lane.open(BASE_LANE, weights, numerics, device, yarn)
+    others = [Lane.open(NOISE_LANE, weights, replace(numerics, accumulation="split"), device, yarn)]
     for name, path in candidates.items():
         opened = open_weights(Path(path))
         numerics = choose_numerics(opened, activations=activations, kernels=kernels, device=device)
-        others.append(Lane.open(name, opened, numerics, device))
+        others.append(Lane.open(name, opened, numerics, device, yarn))
     return lane, others
+
+
+def check_length(lane: Lane, tokens: int) -> None:
+    """UserError where a sequence is longer than the lane's context: positions beyond it were never trained."""
+    longest = lane.config.max_position_embeddings
+    if tokens > longest:
+        raise UserError(
+            "a sequence is longer than the model's context",
+            where=str(lane.weights.checkpoint.root / "config.json"),
+            expected=f"max_position_embeddings = {longest:,} tokens or fewer",
+            found=f"{tokens:,}",
+            fix=f"take shorter sequences, or stretch the context as engines do, with --yarn {-(-tokens // longest)}",
+        )

@@ -35,7 +35,7 @@ from qconvert_evals import statistics
 from qconvert_evals.corpus import Tokenizer
 from qconvert_evals.data import Document
 from qconvert_evals.identity import check_comparable, choose_numerics
-from qconvert_evals.lanes import open_lanes
+from qconvert_evals.lanes import check_length, open_lanes
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.results import BASE_LANE, NOISE_LANE
 from qconvert_evals.statistics import Estimate
@@ -80,9 +80,10 @@ def run(
     settings: LatencySettings,
     progress: Callable[[str, int, int], None],
     device: str = "cpu",
+    yarn: float | None = None,
 ) -> list[Found]:
     """Open the lanes, join the documents to one text that is long enough, and measure."""
-    lanes = open_latency_lanes(base, candidates, choose_device(device))
+    lanes = open_latency_lanes(base, candidates, choose_device(device), yarn)
     tokenizer = Tokenizer(base)
     tokens: list[int] = []
     for document in documents:
@@ -94,12 +95,14 @@ def run(
     return measure(lanes, tokens, settings, lambda: progress("latency", next(steps), total))
 
 
-def open_latency_lanes(base: Path, candidates: Mapping[str, Path], device: torch.device = CPU) -> list[Lane]:
+def open_latency_lanes(
+    base: Path, candidates: Mapping[str, Path], device: torch.device = CPU, yarn: float | None = None
+) -> list[Lane]:
     """The base alone, or with its candidates; a noise lane has no time of its own."""
     weights = open_weights(base)
     if not candidates:
-        return [Lane.open(BASE_LANE, weights, choose_numerics(weights, device=device), device)]
-    first, others = open_lanes(base, candidates, device=device)
+        return [Lane.open(BASE_LANE, weights, choose_numerics(weights, device=device), device, yarn)]
+    first, others = open_lanes(base, candidates, device=device, yarn=yarn)
     for other in others:
         check_comparable(first, other)
     return [first, *(other for other in others if other.name != NOISE_LANE)]
@@ -121,6 +124,8 @@ def measure(
             found=f"{len(tokens):,}",
             fix="give longer text with --data, or shorter --contexts",
         )
+    for lane in lanes:
+        check_length(lane, longest + settings.new_tokens)
     models = {lane.name: lane.model() for lane in lanes}
     all_found: dict[str, list[tuple[int, Timings]]] = {lane.name: [] for lane in lanes}
     with torch.inference_mode():

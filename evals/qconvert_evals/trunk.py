@@ -94,4 +94,5 @@ def observe_routes(
     if base is None or own is None:
         return
     before, after = (Routes(trace.logits[mask], trace.experts[mask], trace.weights[mask]) for trace in (base, own))
-    router_metric.update(state, layer, feed, before, after, documents)
+    positions = mask.nonzero(as_tuple=True)[1]
+    router_metric.update(state, layer, feed, before, after, documents, positions)

@@ -9,6 +9,7 @@ is refused by its name: running without it would be silently wrong. Settings tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -161,6 +162,24 @@ def _layer_types(config: dict[str, Any], layers: int) -> tuple[LayerType, ...]:
             found=f"{len(listed)} entries" + (f", with {', '.join(unknown)}" if unknown else ""),
         )
     return tuple(listed)
+
+
+def with_yarn(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """A config.json whose context is stretched by YaRN, as engines are told for inputs beyond the trained length."""
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = nested.get("rope_type", nested.get("type", "default"))
+    if kind != "default":
+        raise UserError(
+            "the context of this model is stretched already", where="config.json", found=f"rope type {kind}",
+            fix="leave --yarn out",
+        )  # fmt: skip
+    if not factor > 1:
+        raise UserError("YaRN stretches a context by a factor above 1", found=str(factor))
+    length = int(config["max_position_embeddings"])
+    stretched = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    kept = {name: value for name, value in nested.items() if name not in ("rope_type", "type")}
+    return {**config, key: {**kept, **stretched}, "max_position_embeddings": int(length * factor)}
 
 
 def _rope(config: dict[str, Any], max_positions: int) -> RopeConfig:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qconvert.formats import Weights, open_weights
 from qconvert.schemes import QuantizedWeight
-from qconvert_reference.config import ModelConfig
+from qconvert_reference.config import ModelConfig, with_yarn
 from qconvert_reference.layer import DecoderLayer
 from qconvert_reference.linear import Numerics
 from qconvert_reference.models.qwen3_next import MTP_MARK, Embedding, Head, Model
@@ -26,15 +26,24 @@ CPU = torch.device("cpu")
 class Lane:
     """One checkpoint under one Numerics, on one device: tokens and states that it is given must be there, too."""
 
-    def __init__(self, name: str, weights: Weights, numerics: Numerics, device: torch.device = CPU) -> None:
+    def __init__(
+        self, name: str, weights: Weights, numerics: Numerics, device: torch.device = CPU, yarn: float | None = None
+    ) -> None:
         self.name, self.weights, self.numerics, self.device = name, weights, numerics, device
-        self.config = ModelConfig.from_dict(weights.config)
+        self.config = ModelConfig.from_dict(weights.config if yarn is None else with_yarn(weights.config, yarn))
 
     @classmethod
-    def open(cls, name: str, source: str | Path | Weights, numerics: Numerics, device: torch.device = CPU) -> Lane:
+    def open(
+        cls,
+        name: str,
+        source: str | Path | Weights,
+        numerics: Numerics,
+        device: torch.device = CPU,
+        yarn: float | None = None,
+    ) -> Lane:
         """From a checkpoint folder of any format, or weights opened already."""
         weights = open_weights(source) if isinstance(source, (str, Path)) else source
-        return cls(name, weights, numerics, device)
+        return cls(name, weights, numerics, device, yarn)
 
     def load(self, name: str) -> Tensor | QuantizedWeight:
         """A weight of the checkpoint on the lane's device."""

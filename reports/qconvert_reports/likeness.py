@@ -21,7 +21,7 @@ from qconvert_evals.results import LaneIdentity, Results
 BASE, TOKENS, SETTINGS = "base", "tokens", "settings"
 KINDS = (BASE, TOKENS, SETTINGS)
 TOKEN_KEYS = ("tokens_sha256", "tokens", "documents", "sequences", "domains", "seq_len")
-SETTING_KEYS = ("draft_tokens", "live")
+SETTING_KEYS = ("draft_tokens", "live", "yarn")
 NUMERICS = ("compute_dtype", "activations", "activations_of", "accumulation")
 WORDS = {
     BASE: "the baseline speaks of another base model",

@@ -120,6 +120,7 @@ def position_table(index: Index) -> Table:
         ("KL mean", "logits.kl_mean", "{}"),
         ("same top token", "logits.top1_agreement", "{}"),
         ("perplexity ratio", "logits.ppl_ratio", "{}"),
+        ("same experts", "router.set_match", "{},feed=local"),
         ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
         ("tokens per step", "mtp.accept_length", "{}"),
     )

@@ -61,12 +61,22 @@ def by_stretch(positions: Index) -> Iterator[tuple[str, Mask]]:
 
     None where all positions lie in the first, since that would say again what "all" says.
     """
-    first, end = 0, FIRST_STRETCH
-    while len(positions) and positions.max() >= FIRST_STRETCH and first <= positions.max():
-        mask = (positions >= first) & (positions < end)
-        if mask.any():
-            yield f"at={first}-{end - 1}", mask
-        first, end = end, 2 * end
+    stretches = stretch_of(positions)
+    if len(positions) and stretches.max() > 0:
+        for number in np.unique(stretches).tolist():
+            yield stretch_name(number), stretches == number
+
+
+def stretch_of(positions: Index) -> Index:
+    """Number of the stretch of each position: 0 below 128, 1 below 256, 2 below 512, ..."""
+    _, exponents = np.frexp(np.asarray(positions) // FIRST_STRETCH)  # 2^(e-1) <= x < 2^e; 0 for 0
+    return np.asarray(exponents, dtype=np.int64)
+
+
+def stretch_name(number: int) -> str:
+    """Its slice."""
+    first = 0 if number == 0 else FIRST_STRETCH << (number - 1)
+    return f"at={first}-{(FIRST_STRETCH << number) - 1}"
 
 
 def join(*parts: str) -> str:

@@ -12,8 +12,9 @@ With A and B the sets of k experts chosen by base and candidate for one token an
                    sets that change only where the margin is tiny change for little
     load_distance  half the sum over experts of |load of base - load of candidate|, loads as shares of all choices
 
-All but the last are ratios of sums over tokens, and only these sums are kept, by document. The load distance is
-linear in the loads once the sign of each expert's difference is known, so it gets the same interval.
+All but the last are ratios of sums over tokens, and only these sums are kept, by document; and over all layers
+together also by how much text came before ("at=128-255,feed=local"). The load distance is linear in the loads once the
+sign of each expert's difference is known, so it gets the same interval.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from qconvert_evals import statistics
-from qconvert_evals.metrics.found import Found, by_domain, join
+from qconvert_evals.metrics.found import Found, by_domain, join, stretch_name, stretch_of
 from qconvert_evals.statistics import Array, Estimate
 
 # Measurement -> (numerator, denominator, unit); columns of `LayerSums.sums`.
@@ -71,16 +72,28 @@ class RouterState:
     lane: str
     domains: Sequence[str]
     layers: dict[tuple[str, str], LayerSums] = field(default_factory=dict)
+    stretches: dict[tuple[str, int], Array] = field(default_factory=dict)  # (feed, stretch) -> [D, columns]
 
 
-def update(state: RouterState, layer: str, feed: str, base: Routes, candidate: Routes, documents: Tensor) -> None:
-    """Add n tokens of one layer and feed; documents [n] are document numbers."""
+def update(
+    state: RouterState,
+    layer: str,
+    feed: str,
+    base: Routes,
+    candidate: Routes,
+    documents: Tensor,
+    positions: Tensor | None = None,
+) -> None:
+    """Add n tokens of one layer and feed; documents [n] are document numbers, positions [n] those in the sequence."""
     experts, count = base.logits.shape[-1], len(state.domains)
     if (layer, feed) not in state.layers:
         empty = np.zeros((count, experts))
         state.layers[layer, feed] = LayerSums(np.zeros((count, len(COLUMNS))), empty, empty.copy())
     sums = state.layers[layer, feed]
-    sums.sums += _by_document(_columns(base, candidate), documents, count)
+    columns = _columns(base, candidate)
+    sums.sums += _by_document(columns, documents, count)
+    if positions is not None:
+        _add_stretches(state, feed, columns, documents.cpu(), positions.cpu())
     sums.base_load += _load(base.experts, documents, count, experts)
     sums.load += _load(candidate.experts, documents, count, experts)
 
@@ -118,6 +131,14 @@ def _margin(logits: Tensor, k: int) -> Tensor:
     return top[:, k - 1] - top[:, k]
 
 
+def _add_stretches(state: RouterState, feed: str, columns: Tensor, documents: Tensor, positions: Tensor) -> None:
+    stretch = torch.from_numpy(stretch_of(positions.numpy()))
+    for number in sorted(set(stretch.tolist())):
+        mask = stretch == number
+        part = _by_document(columns.cpu()[mask], documents[mask], len(state.domains))
+        state.stretches[feed, number] = state.stretches.get((feed, number), np.zeros_like(part)) + part
+
+
 def _by_document(values: Tensor, documents: Tensor, count: int) -> Array:
     """[n, C] summed by document -> [count, C]; on the CPU, since a GPU would add in another order every time."""
     total = torch.zeros(count, values.shape[-1], dtype=torch.float64)
@@ -143,18 +164,26 @@ def result(state: RouterState) -> Found:
         present = np.flatnonzero(sum(sums.sums[:, 0] for sums in layers))
         for slice_name, mask in by_domain(present, state.domains):
             _rows(found, join(slice_name, f"feed={feed}"), layers, present[mask])
+    if any(number > 0 for _, number in state.stretches):  # else it would say again what "all" says
+        for (feed, number), table in sorted(state.stretches.items()):
+            documents = np.flatnonzero(table[:, 0])
+            _ratios(found, join(stretch_name(number), f"feed={feed}"), table[documents], documents)
     return found
 
 
 def _rows(found: Found, slice_name: str, layers: Sequence[LayerSums], documents: statistics.Index) -> None:
     """All measurements of one slice: sums over the layers, and over the documents."""
-    table = np.sum([sums.sums[documents] for sums in layers], axis=0)  # [documents, columns]
+    _ratios(found, slice_name, np.sum([sums.sums[documents] for sums in layers], axis=0), documents)
+    found.add("router.load_distance", slice_name, "fraction", _load_distance(layers, documents), "no tokens")
+
+
+def _ratios(found: Found, slice_name: str, table: Array, documents: statistics.Index) -> None:
+    """Those of a table [documents, columns]."""
     for name, (top, bottom, unit) in RATIOS.items():
         numerators, denominators = table[:, COLUMNS.index(top)], table[:, COLUMNS.index(bottom)]
         bounded = unit == "fraction"
         estimate = (statistics.proportion if bounded else statistics.ratio)(numerators, denominators, documents)
         found.add(f"router.{name}", slice_name, unit, estimate, WHY_EMPTY.get(name, "no tokens"))
-    found.add("router.load_distance", slice_name, "fraction", _load_distance(layers, documents), "no tokens")
 
 
 def _load_distance(layers: Sequence[LayerSums], documents: statistics.Index) -> Estimate:

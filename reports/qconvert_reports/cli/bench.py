@@ -17,7 +17,7 @@ from qconvert.errors import UserError
 from qconvert_reports.cli.bench_kernels import kernels
 from qconvert_reports.cli.compare import command_line, named_candidates
 from qconvert_reports.cli.files import free_files, make_folder, write_files
-from qconvert_reports.cli.finish import FOLDER, device_option, extra_for
+from qconvert_reports.cli.finish import FOLDER, device_option, extra_for, yarn_option
 
 if TYPE_CHECKING:
     from qconvert_evals.latency import LatencySettings
@@ -62,6 +62,7 @@ bench.add_command(kernels)
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timed rounds.")
 @device_option
+@yarn_option
 @click.option(
     "--report", "folder", type=FOLDER, help="Write latency.html, with plots, and latency.json into this folder."
 )
@@ -69,7 +70,8 @@ bench.add_command(kernels)
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def latency(
     base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None, contexts: str,
-    draft_tokens: int, new_tokens: int, rounds: int, device: str, folder: Path | None, overwrite: bool, as_json: bool,
+    draft_tokens: int, new_tokens: int, rounds: int, device: str, yarn: float | None,
+    folder: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prefill, decode and speculative decoding of each lane, by length of context.
 
@@ -89,7 +91,7 @@ def latency(
     settings = LatencySettings(parse_contexts(contexts), draft_tokens, new_tokens, rounds)
     paths = {name: resolve_source(source) for name, source in named.items()}
     with StageProgress() as progress:
-        found = run(resolve_source(base), paths, load_documents(data), settings, progress, device)
+        found = run(resolve_source(base), paths, load_documents(data), settings, progress, device, yarn)
     rows = [row for one in found for row in one.measurements]
     printed = json.dumps([asdict(row) for row in rows], indent=1)
     if folder is not None:

@@ -20,6 +20,7 @@ from qconvert_reports.cli.finish import (
     extra_for,
     finish,
     json_option,
+    yarn_option,
 )
 from qconvert_reports.cli.task_options import task_options
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     help="Who multiplies with quantized weights; auto: Triton on a GPU, torch elsewhere.",
 )
 @device_option
+@yarn_option
 @budget_option
 @baseline_options
 @click.option(
@@ -83,6 +85,7 @@ def compare(
     tasks: TaskSettings | None,
     kernels: str,
     device: str,
+    yarn: float | None,
     budget_file: Path | None,
     baseline: Path | None,
     gate_baseline: bool,
@@ -114,6 +117,7 @@ def compare(
             tasks=tasks,
             kernels=kernels,
             device=device,
+            yarn=yarn,
             progress=progress,
         )
     results.tool["command"] = command_line()

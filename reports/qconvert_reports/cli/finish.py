@@ -43,6 +43,12 @@ BASELINE_OPTIONS = (
         help="Compare with a baseline of another BF16 model, other tokens or settings all the same; repeatable.",
     ),
 )
+yarn_option = click.option(
+    "--yarn",
+    type=click.FloatRange(min=1, min_open=True),
+    metavar="FACTOR",
+    help="Stretch the context of every lane by YaRN, for sequences beyond the trained length.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 
 
