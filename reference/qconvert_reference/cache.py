@@ -35,6 +35,11 @@ class AttentionState:
             # A copy: a view would have other strides than the cache of a run that never went further.
             self.keys, self.values = self.keys[:, :, :length].contiguous(), self.values[:, :, :length].contiguous()
 
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, each as often as it is named."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
 
 @dataclass
 class DraftState:
@@ -84,6 +89,11 @@ class DeltaState:
             self.conv, self.recurrent = self.trail[length]
             self.length = length
         self.trail = None
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, each as often as it is named."""
+        if self.conv is not None and self.recurrent is not None:
+            self.conv, self.recurrent = self.conv[rows], self.recurrent[rows]
 
 
 LayerState = AttentionState | DraftState | DeltaState

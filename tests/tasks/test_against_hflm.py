@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qconvert_evals.small_model_files import small_model_path
+from qconvert_evals.tasks import sharing
 from qconvert_evals.tasks.language_model import LaneLM
 from qconvert_evals.tasks.loading import load_tasks
 from qconvert_evals.tasks.settings import TaskSettings
@@ -36,7 +37,9 @@ def samples(theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     loaded = load_tasks(SETTINGS)
     expected = evaluate(lm=theirs, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"]
     ours = LaneLM(Lane.open("fp32", small_model_path(), Numerics(torch.float32)), SETTINGS, quiet)
-    return evaluate(lm=ours, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"], expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharing, "SHORTEST", sharing.CHUNK)  # so that the choices of small_code share their question
+        return evaluate(lm=ours, task_dict=loaded, samples=DOCUMENTS, bootstrap_iters=0)["samples"], expected
 
 
 @pytest.mark.parametrize("task", SETTINGS.names)

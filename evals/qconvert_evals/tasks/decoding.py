@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qconvert_reference.cache import AttentionState, Cache
+from qconvert_reference.cache import Cache
 from qconvert_reference.models.qwen3_next import Model
 
 BATCH_ROWS = 16
@@ -105,7 +105,9 @@ def _decode_batch(model: Model, rows: list[Row], tick: Callable[[], None]) -> No
             return
         if len(staying) < len(rows):
             rows = [rows[number] for number in staying]
-            _keep(cache, staying)
+            kept = torch.tensor(staying, device=model.embed.table.device)
+            for state in cache.layers:
+                state.take(kept)
         feed, read = following, read + 1
 
 
@@ -117,13 +119,3 @@ def last_logits(model: Model, feed: Sequence[Sequence[int]], cache: Cache) -> Te
         hidden = layer(hidden, state, cache.length).hidden
     cache.length += tokens.shape[1]
     return model.logits(model.finish(hidden[:, -1:]))[:, 0]
-
-
-def _keep(cache: Cache, numbers: list[int]) -> None:
-    """Only these rows go on."""
-    for state in cache.layers:
-        if isinstance(state, AttentionState):
-            if state.keys is not None and state.values is not None:
-                state.keys, state.values = state.keys[numbers], state.values[numbers]
-        elif state.conv is not None and state.recurrent is not None:
-            state.conv, state.recurrent = state.conv[numbers], state.recurrent[numbers]

@@ -8,10 +8,12 @@ The last token is never fed. What is fed for one request may be the beginning of
 whose four answers are one token each is one row, and equal requests are one row. A causal model's outputs do not depend
 on what comes later, so the shorter one is read off the longer one's row, as padding changes nothing either.
 
+Rows that go on differently behind a long beginning share that as well (`sharing`).
+
 Rows go through the trunk in passes of at most HELD_TOKENS tokens; every pass reads all layers once. Sums are fp64.
 
-Left out: sharing a beginning of which two rows go on differently. It would need the state behind the beginning, and a
-matrix product over fewer rows rounds differently: then a score would depend on what else was asked.
+In fp32 a score is that of the request alone to the rounding of its products. In BF16 it depends a little on what else
+is in its batch, as it does in every engine; all lanes are given the same batches.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from torch import Tensor
 
 from qconvert_evals.metrics.logits import log_probabilities
 from qconvert_evals.predictions import row_logits, row_slices
+from qconvert_evals.tasks.sharing import Batch, batches, cost, families
+from qconvert_reference.cache import AttentionState, Cache, DeltaState
 from qconvert_reference.lane import Lane
+from qconvert_reference.layer import DecoderLayer
 
 BATCH_TOKENS = 4096
 HELD_TOKENS = 1 << 18
@@ -60,26 +65,46 @@ class Score:
 def score(lane: Lane, spans: Sequence[Span], begin: Begin) -> list[Score]:
     """One score per span, in order."""
     rows, row_of = merge([span.fed for span in spans])
-    passes = list(_passes(rows))
-    tick = begin(f"scoring, {lane.name}", lane.num_layers * sum(len(batches) for batches in passes))
     members: dict[int, list[int]] = {}
     for number, row in enumerate(row_of):
         members.setdefault(row, []).append(number)
+    wanted = [min(len(spans[one].fed) - spans[one].scored for one in members[row]) for row in range(len(rows))]
+    passes = list(_passes(rows, batches(rows, families(rows, wanted), BATCH_TOKENS)))
+    tick = begin(f"scoring, {lane.name}", lane.num_layers * sum(map(len, passes)))
     scores: dict[int, Score] = {}
-    for batches in passes:
-        hidden = [lane.embed(_padded([rows[row] for row in batch]).to(lane.device)) for batch in batches]
+    for part in passes:
+        running = [_Running(lane, rows, batch) for batch in part]
         for index in range(lane.num_layers):
             layer = lane.layer(index)
-            for number, entering in enumerate(hidden):
-                hidden[number] = layer(entering).hidden
+            for one in running:
+                one.step(layer, Cache.empty(lane.config).layers[index])
                 tick()
             del layer
-        for batch, states in zip(batches, hidden, strict=True):
-            normed = lane.finish(states)  # [B, T, H]
-            for place, row in enumerate(batch):
+        for one in running:
+            normed = lane.finish(one.hidden)  # [B, T, H]
+            for place, row in enumerate(one.batch.rows):
                 for number in members[row]:
-                    scores[number] = _score(lane, normed[place], spans[number])
+                    scores[number] = _score(lane, normed[place], spans[number], one.batch.shared)
     return [scores[number] for number in range(len(spans))]
+
+
+class _Running:
+    """A batch on its way through the layers."""
+
+    def __init__(self, lane: Lane, rows: Sequence[tuple[int, ...]], batch: Batch) -> None:
+        self.batch = batch
+        self.hidden = lane.embed(_padded([rows[row][batch.shared :] for row in batch.rows]).to(lane.device))
+        self._owners = torch.tensor(batch.owners, dtype=torch.long, device=lane.device)
+        self._prefix = lane.embed(_padded(batch.prefixes).to(lane.device)) if batch.is_shared else None
+
+    def step(self, layer: DecoderLayer, state: AttentionState | DeltaState) -> None:
+        """One layer; what is shared goes first and leaves its state to the rows."""
+        if self._prefix is None:
+            self.hidden = layer(self.hidden).hidden
+            return
+        self._prefix = layer(self._prefix, state).hidden
+        state.take(self._owners)
+        self.hidden = layer(self.hidden, state, self.batch.shared).hidden
 
 
 def merge(fed: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -94,22 +119,18 @@ def merge(fed: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[i
     return rows, row_of
 
 
-def _passes(rows: Sequence[tuple[int, ...]]) -> Iterator[list[list[int]]]:
-    """Row numbers in batches of similar length, batches in passes."""
-    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), rows[number]))
-    batches: list[list[int]] = []
+def _passes(rows: Sequence[tuple[int, ...]], made: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """Batches that are held at the same time."""
+    part: list[Batch] = []
     held = 0
-    while order:
-        width = len(rows[order[0]])
-        count = max(1, BATCH_TOKENS // width)
-        batch, order = order[:count], order[count:]
-        if batches and held + width * len(batch) > HELD_TOKENS:
-            yield batches
-            batches, held = [], 0
-        batches.append(batch)
-        held += width * len(batch)
-    if batches:
-        yield batches
+    for batch in made:
+        if part and held + cost(rows, batch) > HELD_TOKENS:
+            yield part
+            part, held = [], 0
+        part.append(batch)
+        held += cost(rows, batch)
+    if part:
+        yield part
 
 
 def _padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
@@ -120,9 +141,9 @@ def _padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
     return padded
 
 
-def _score(lane: Lane, normed: Tensor, span: Span) -> Score:
-    """normed [T, H] of the row that holds the span."""
-    end = len(span.fed)
+def _score(lane: Lane, normed: Tensor, span: Span, shared: int) -> Score:
+    """normed [T, H] of the row that holds the span, without what it shares."""
+    end = len(span.fed) - shared
     states = normed[end - span.scored : end]  # [scored, H]
     targets = torch.tensor(span.tokens[-span.scored :])
     total, greedy = 0.0, True
