@@ -105,7 +105,7 @@ def _decode_batch(model: Model, rows: list[Row], tick: Callable[[], None]) -> No
             return
         if len(staying) < len(rows):
             rows = [rows[number] for number in staying]
-            kept = torch.tensor(staying, device=model.embed.table.device)
+            kept = torch.tensor(staying).to(model.embed.table.device)
             for state in cache.layers:
                 state.take(kept)
         feed, read = following, read + 1

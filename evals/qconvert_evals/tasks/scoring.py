@@ -94,7 +94,7 @@ class _Running:
     def __init__(self, lane: Lane, rows: Sequence[tuple[int, ...]], batch: Batch) -> None:
         self.batch = batch
         self.hidden = lane.embed(_padded([rows[row][batch.shared :] for row in batch.rows]).to(lane.device))
-        self._owners = torch.tensor(batch.owners, dtype=torch.long, device=lane.device)
+        self._owners = torch.tensor(batch.owners, dtype=torch.long).to(lane.device)
         self._prefix = lane.embed(_padded(batch.prefixes).to(lane.device)) if batch.is_shared else None
 
     def step(self, layer: DecoderLayer, state: AttentionState | DeltaState) -> None:
