@@ -7,13 +7,13 @@ The last are in the data, in small tensors beside the codes, which are read for 
 
 from pathlib import Path
 
-from qconvert.checkpoint import Checkpoint, TensorSpec, resolve_source
-from qconvert.destination import check_destination
+from qconvert.checkpoint import Checkpoint, TensorSpec
 from qconvert.engine_config import config_block, config_text
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Format, Weights, format_of, get_format
 from qconvert.formats.weights import check_side_parts
+from qconvert.opening import open_source
 from qconvert.plan import (
     MAX_SHARD_SIZE,
     PLAIN,
@@ -38,9 +38,7 @@ def plan_convert(
     overwrite: bool = False,
 ) -> Plan:
     """Everything that `convert` will do, or a UserError that says why not."""
-    source = resolve_source(str(src))
-    checkpoint = Checkpoint.open(source)
-    check_destination(source, Path(dst), overwrite=overwrite)
+    source, checkpoint = open_source(src, dst, overwrite=overwrite)
     reading = format_of(checkpoint.config)
     if reading is None:
         raise UserError(f"{source} is not quantized", where="config.json", expected=CONFIG_KEY, fix="qconvert quantize")

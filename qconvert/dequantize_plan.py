@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from qconvert.checkpoint import Checkpoint, TensorSpec, remove_key, resolve_source
-from qconvert.destination import check_destination
+from qconvert.checkpoint import TensorSpec, remove_key
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import CONFIG_KEY, Weights, format_of
 from qconvert.formats.weights import check_side_parts
+from qconvert.opening import open_source
 from qconvert.plan import (
     MAX_SHARD_SIZE,
     PLAIN,
@@ -25,9 +25,7 @@ def plan_dequantize(
     src: str | Path, dst: str | Path, *, max_shard_size: int = MAX_SHARD_SIZE, overwrite: bool = False
 ) -> Plan:
     """Everything that `dequantize` will do, or a UserError that says why not."""
-    source = resolve_source(str(src))
-    checkpoint = Checkpoint.open(source)
-    check_destination(source, Path(dst), overwrite=overwrite)
+    source, checkpoint = open_source(src, dst, overwrite=overwrite)
     file_format = format_of(checkpoint.config)
     if file_format is None:
         raise UserError(f"{source} is not quantized", where="config.json", expected=CONFIG_KEY, found="no such key")

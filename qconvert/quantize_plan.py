@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.calibrated import KEY, calibration_settings
-from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec, resolve_source
-from qconvert.destination import check_destination
+from qconvert.checkpoint import Checkpoint, TensorInfo, TensorSpec
 from qconvert.engine_config import config_block, config_text
 from qconvert.errors import UserError
 from qconvert.families import Family, family_of
 from qconvert.formats import CONFIG_KEY, Format, get_format
+from qconvert.opening import open_source
 from qconvert.plan import MAX_SHARD_SIZE, PLAIN, Plan, TensorJob, assign_shards, left_out_notes, source_state
 from qconvert.recipe import KEEP, Recipe, Rule, load_recipe
 from qconvert.scheme_options import DEFAULT_METHOD, FP8, INT4, default_format, options_by_scheme
@@ -44,9 +44,7 @@ def plan_quantize(
     overwrite: bool = False,
 ) -> Plan:
     """Everything that `quantize` will do, or a UserError that says why not."""
-    source = resolve_source(str(src))
-    checkpoint = Checkpoint.open(source)
-    check_destination(source, Path(dst), overwrite=overwrite)
+    source, checkpoint = open_source(src, dst, overwrite=overwrite)
     _refuse_quantized(checkpoint)
     family = family_of(checkpoint.config)
     notes = _check_inventory(family, checkpoint)

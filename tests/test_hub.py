@@ -217,7 +217,12 @@ def refused(hub: Hub, source: Path, tmp_path_factory: pytest.TempPathFactory) ->
     hub.add("datasets", "org/texts", {"train.jsonl": b'{"text": "trained", "title": "t"}\n', "test.jsonl": lines})
     hub.add("datasets", "org/numbers", {"train.jsonl": b'{"n": 1}\n'})
     models = ("absent", "in valid", "look@nowhere", "gated", "pickles", "partial", "evil", "climber")
-    jobs = {f"org/{name}": ["quantize", f"org/{name}", str(folder / "out" / "fp8")] for name in models}
+    jobs = {f"org/{name}": ["quantize", f"org/{name}", str(folder / "out")] for name in models}
+    hub.add("models", "org/llama", files | {"config.json": b'{"model_type": "llama"}'})
+    hub.add("models", "org/taken", files)
+    jobs["org/llama"] = ["quantize", "org/llama", str(folder / "out")]
+    (folder / "taken").mkdir()
+    jobs["org/taken"] = ["quantize", "org/taken", str(folder / "taken")]
     jobs |= {f"inspect org/{name}": ["inspect", f"org/{name}", "--json"] for name in ("look", "partial", "pickles")}
     jobs |= {f"data {s}": ["data", s] for s in ("org/texts", "org/texts:train", "org/texts:dev", "org/numbers", "a/b")}
     found = answers(environment(hub.url, folder / "home"), *jobs.values())
@@ -231,7 +236,7 @@ def refused(hub: Hub, source: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ("org/in valid", ("the hub did not give it: org/in valid", "HFValidationError")),
         ("org/look@nowhere", ("org/look has no revision 'nowhere' on the hub",)),
         ("org/gated", ("org/gated is gated", "ask for access at http://127.0.0.1")),
-        ("org/pickles", ("org/pickles on the hub is not a checkpoint", "expected: *.safetensors")),
+        ("org/pickles", ("org/pickles on the hub is not a checkpoint", "expected: config.json")),
         ("org/partial", ("model-00002-of-00002.safetensors is missing",)),
         ("org/evil", ("'../evil.safetensors' leads out of the folder", "do not trust this checkpoint")),
         ("org/climber", ("the hub did not give it: org/climber", "climbed.json")),
@@ -252,6 +257,17 @@ def test_what_the_hub_does_not_give(refused: tuple[dict[str, Answer], Path], nam
 def test_names_that_cannot_be_on_the_hub(source: str) -> None:
     with pytest.raises(UserError, match="no such folder"):
         resolve_source(source)
+
+
+@pytest.mark.parametrize(("name", "text"), [("llama", "unknown model_type 'llama'"), ("taken", "exists")])
+def test_what_the_config_can_refuse_is_refused_before_the_weights_are_fetched(
+    refused: tuple[dict[str, Answer], Path], hub: Hub, name: str, text: str
+) -> None:
+    """A foreign family, and a destination that holds something else: a few kilobytes each, not 160 GB."""
+    found, _ = refused
+    assert text in found[f"org/{name}"].message
+    resolved = {r.rsplit("/", 1)[1] for r in hub.requests if f"/org/{name}/resolve/" in r}
+    assert resolved == {"config.json"}
 
 
 def test_inspect_reads_the_config_alone(refused: tuple[dict[str, Answer], Path], hub: Hub) -> None:

@@ -71,28 +71,11 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def compare(
-    ctx: click.Context,
-    base: str,
-    fp8: str | None,
-    int4: str | None,
-    candidates: tuple[str, ...],
-    data: str | None,
-    tokens: int,
-    seq_len: int,
-    draft_tokens: int,
-    activations: str,
-    weight_only: bool,
-    tasks: TaskSettings | None,
-    kernels: str,
-    device: str,
-    yarn: float | None,
-    budget_file: Path | None,
-    baseline: Path | None,
-    gate_baseline: bool,
-    allowed: tuple[str, ...],
-    report_folder: Path | None,
-    as_json: bool,
-) -> None:
+    ctx: click.Context, base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None,
+    tokens: int, seq_len: int, draft_tokens: int, activations: str, weight_only: bool, tasks: TaskSettings | None,
+    kernels: str, device: str, yarn: float | None, budget_file: Path | None, baseline: Path | None,
+    gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Measure how far conversions drift from BF16, and judge it."""
     named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations.startswith("fp8"):
