@@ -6,27 +6,18 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.ticker import FuncFormatter
 
 from qconvert_evals.results import Measurement
 from qconvert_reports.history import FIRST, History, Line
-from qconvert_reports.html import data_uri
 from qconvert_reports.labels import FAMILIES, family, label, show_slice, show_value
+from qconvert_reports.page import fill_page
 from qconvert_reports.plots import LANE_COLOURS, Plot, draw_plot
 from qconvert_reports.verdict_view import WORDS
 
 
 def render_page(history: History) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("qconvert_reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(image=data_uri, value=show_value, label=label, slice=show_slice)
     lanes = list(dict.fromkeys(lane for line in history.lines for lane in line.lanes))
     colours = {lane: LANE_COLOURS[number % len(LANE_COLOURS)] for number, lane in enumerate(lanes)}
     first = [line for line in history.lines if (line.name, line.slice) in FIRST]
@@ -34,7 +25,9 @@ def render_page(history: History) -> str:
     for line in history.lines:
         if line not in first:
             rest.setdefault(FAMILIES.get(family(line.name), family(line.name)), []).append(line)
-    return environment.get_template("history.html").render(
+    return fill_page(
+        "history.html",
+        {"value": show_value, "label": label, "slice": show_slice},
         history=history,
         words=WORDS,
         first=[plot(history, line, colours) for line in first],

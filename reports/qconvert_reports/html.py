@@ -8,16 +8,14 @@ elsewhere, so a hostile tensor or document name is text and nothing more. Left o
 
 from __future__ import annotations
 
-import base64
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qconvert_evals.results import Measurement, Results
 from qconvert_reports import plots, view
 from qconvert_reports.baseline import Against
 from qconvert_reports.benchmarks_view import benchmark_tables
 from qconvert_reports.labels import label, show_slice, show_value
+from qconvert_reports.page import fill_page
 from qconvert_reports.position_plots import along_context
 from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline
 
@@ -33,17 +31,8 @@ TILES = (
 
 def render_html(results: Results, against: Against | None = None) -> str:
     """The page as text, with what changed against a baseline."""
-    environment = Environment(
-        loader=PackageLoader("qconvert_reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        visible=visible, value=show_value, slice=show_slice, image=data_uri, label=label, gate=gate_line
-    )
-    return environment.get_template("report.html").render(**_context(results, against))
+    filters = {"visible": visible, "value": show_value, "slice": show_slice, "label": label, "gate": gate_line}
+    return fill_page("report.html", filters, **_context(results, against))
 
 
 def _context(results: Results, against: Against | None) -> dict[str, Any]:
@@ -118,11 +107,6 @@ def _sections(index: view.Index) -> dict[str, dict[str, Any]]:
         "weights": {"plots": [], "tables": [view.weights_table(index)]},
         "others": {"plots": [], "tables": view.other_tables(index)},
     }
-
-
-def data_uri(svg: str) -> str:
-    """An SVG as the source of an <img>: no script in it can run and its ids cannot meet those of another plot."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
 
 
 def visible(text: str) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.ticker import FuncFormatter
 
 from qconvert_evals.results import Measurement
-from qconvert_reports.html import data_uri
 from qconvert_reports.labels import conditions, show_interval, show_value
+from qconvert_reports.page import fill_page
 from qconvert_reports.plots import LANE_COLOURS, Plot, draw_plot
 
 Points = list[tuple[int, float]]  # (length of context, value)
@@ -54,15 +53,8 @@ class Timed:
 def render_latency(measurements: Sequence[Measurement], about: dict[str, str]) -> str:
     """The page as text; `about` is shown under the plots."""
     timed = Timed(measurements)
-    environment = Environment(
-        loader=PackageLoader("qconvert_reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(image=data_uri, value=show_value, interval=show_interval)
-    return environment.get_template("latency.html").render(timed=timed, plots=plots(timed), about=about)
+    filters = {"value": show_value, "interval": show_interval}
+    return fill_page("latency.html", filters, timed=timed, plots=plots(timed), about=about)
 
 
 def plots(timed: Timed) -> list[Plot]:

@@ -36,7 +36,7 @@ def main() -> int:
     text = HEAD.format(tokens=results.tool["tokens"])
     text += "".join(row(fault.what, found[fault.name], fault.blind) for fault in FAULTS)
     text += "".join(row(f"*none: {name}*", found[name]) for name in CLEAN)
-    failures = wrong(FAULTS, found, results)
+    failures = wrong(FAULTS, found, results, conclusive=True)
     blind = sum(bool(fault.blind) for fault in FAULTS)
     text += f"\n{len(FAULTS)} faults: {len(FAULTS) - blind} flagged as expected, {blind} known to go unseen.\n"
     if len(sys.argv) > 1:

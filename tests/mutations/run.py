@@ -141,8 +141,13 @@ def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault
     return results
 
 
-def wrong(faults: Sequence[Fault], found: Mapping[str, Flags], results: Results) -> list[str]:
-    """What is not as the registry says: an unflagged fault, a flagged clean lane, a blind spot that sees."""
+def wrong(
+    faults: Sequence[Fault], found: Mapping[str, Flags], results: Results, *, conclusive: bool = False
+) -> list[str]:
+    """What is not as the registry says: an unflagged fault, a flagged clean lane, a blind spot that sees.
+
+    `conclusive`: the clean conversions must pass every check, which takes tokens enough to decide.
+    """
     lines = []
     for fault in faults:
         flags = found[fault.name]
@@ -157,6 +162,10 @@ def wrong(faults: Sequence[Fault], found: Mapping[str, Flags], results: Results)
         if bool(flags) == bool(fault.blind):
             lines.append(f"{fault.name}: {'flagged, and listed as unseen' if flags else 'nothing flags it'}")
     lines += [f"{name}: {found[name]}, and it is clean" for name in CLEAN if found[name]]
+    if conclusive:
+        open_ = {name: found[name].inconclusive for name in CLEAN[:2]}
+        lines += [f"{name}: {', '.join(rows)} inconclusive" for name, rows in open_.items() if rows]
     same = [row for row in results.measurements if row.lane == "bf16-again"]
+    lines += [f"bf16-again: {name} is not measured" for name in {*ZERO, *ONE} - {row.name for row in same}]
     shown = [row.name for row in same if (row.name in ZERO and row.value != 0) or (row.name in ONE and row.value != 1)]
     return lines + [f"bf16-again: {name} shows a difference between BF16 and itself" for name in shown]

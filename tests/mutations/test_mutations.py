@@ -1,5 +1,6 @@
 """The mutation table's own machinery on a few faults; `make mutations` runs them all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def test_a_flagged_clean_lane_and_a_seeing_blind_spot_are_reported(
     assert wrong([blind], found, results) == ["double_a_scale: flagged, and listed as unseen"]
     flagged = found | {"clean-fp8": Flags(compare=["logits.kl_mean"])}
     assert [line.split(":")[0] for line in wrong([], flagged, results)] == ["clean-fp8"]
+    unsure = found | {"clean-int4": Flags(inconclusive=["logits.kl_mean"]), "clean-fp8": Flags()}
+    assert wrong([], unsure, results, conclusive=True) == ["clean-int4: logits.kl_mean inconclusive"]
+    gone = replace(results, measurements=[m for m in results.measurements if m.name != "logits.kl_max"])
+    assert wrong([], found, gone) == ["bf16-again: logits.kl_max is not measured"]
 
 
 def test_the_committed_table_lists_every_fault() -> None:

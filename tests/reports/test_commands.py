@@ -236,7 +236,8 @@ def test_a_missing_extra_is_named(run: Run, saved: Path, tmp_path: Path, monkeyp
             raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
         return real(name, *rest, **more)
 
-    monkeypatch.delitem(sys.modules, "qconvert_reports.html", raising=False)
+    for module in ("html", "page"):  # what imports it, and what imports that
+        monkeypatch.delitem(sys.modules, f"qconvert_reports.{module}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_jinja2)
     result = run("report", saved, "--html", tmp_path / "a.html")
     assert result.exit_code == 2
