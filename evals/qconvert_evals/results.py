@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from qconvert.errors import UserError
 from qconvert_evals.results_upgrade import upgraded
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BASE_LANE = "bf16"
 NOISE_LANE = "bf16-noise"
@@ -34,8 +34,10 @@ NOISE_LANE = "bf16-noise"
 class Measurement:
     """One number: what (`name`), whose (`lane`), over what (`slice`), with its 95% interval where one is known.
 
-    `n` counts the units averaged over (tokens, drafts, tensors). `noise_floor` is the value which the noise lane, the
-    same BF16 weights in another order of accumulation, has for the same name and slice.
+    `n` counts the units averaged over (tokens, drafts, tensors). `noise_floor` is the value that the lane's noise lane
+    (`LaneIdentity.noise_lane`: the same weights in another order of accumulation) has for the same name and slice.
+    `exact` says that the number was counted in full and has no sampling error; an interval without width does not say
+    so, since two documents can agree by chance.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Measurement:
     ci_low: float | None = None
     ci_high: float | None = None
     noise_floor: float | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for label in ("value", "ci_low", "ci_high", "noise_floor"):
@@ -67,7 +70,8 @@ class Missing:
 
 @dataclass(frozen=True)
 class LaneIdentity:
-    """What exactly was measured: enough to tell whether two results speak about the same bytes."""
+    """What exactly was measured: enough to tell whether two results speak about the same bytes. `noise_lane` names the
+    lane whose numbers are this lane's noise floors."""
 
     name: str
     role: str  # "base", "noise" or "candidate"
@@ -77,12 +81,14 @@ class LaneIdentity:
     recipe: dict[str, Any]
     numerics: dict[str, Any]
     versions: dict[str, str]
+    noise_lane: str | None = None
 
 
 @dataclass(frozen=True)
 class VerdictRow:
     """One rule applied to one measurement; `decided` says in words what led to the status, `needed_n` about how many
-    samples would have decided where none did."""
+    samples would have decided where none did. `margin` is the distance from the interval's nearer end to the bound in
+    half-widths of the interval, positive within the bound; None where the number is exact or was not judged."""
 
     status: str  # "pass", "improved", "fail", "inconclusive" or "not applicable"
     rule: str
@@ -96,6 +102,7 @@ class VerdictRow:
     decided: str = ""
     n: int | None = None
     needed_n: int | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ V1 = Path(__file__).parents[1] / "fixtures/results.v1.json"
 FROZEN = {
     1: "369ec8a2c053f41db73426365598fb487296a698fef16fe28fb4f860d90ca794",
     2: "01e6083e356aba74269226929b620c06c15dd14527f09d1fafca901298bdda05",
+    3: "d716de7ced0899227b10f8e5d50a7b414b55677414bc1826f84eeec91c44da62",
 }
 
 
@@ -62,7 +63,7 @@ def described(hint: Any) -> Any:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return frozenset().union(*(described(one) for one in inside))
-    names = {str: "string", int: "integer", float: "number", type(None): "null"}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
     if hint in names:
         return frozenset({names[hint]})
     if origin in (dict, list, tuple):

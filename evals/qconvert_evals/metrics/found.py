@@ -37,7 +37,8 @@ class Found:
             low = high = None
             self.missing.append(Missing(name, self.lane, slice, why))
         bounds = (None if bound is None or not math.isfinite(bound) else bound for bound in (low, high))
-        self.measurements.append(Measurement(name, self.lane, slice, value, unit, estimate.n, *bounds))
+        exact = estimate.exact and value is not None
+        self.measurements.append(Measurement(name, self.lane, slice, value, unit, estimate.n, *bounds, exact=exact))
 
     def absent(self, names: Sequence[tuple[str, str, str]], why: str) -> None:
         """Record (name, slice, unit) rows that could not be measured at all."""

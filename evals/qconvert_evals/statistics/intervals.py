@@ -40,12 +40,14 @@ _CELLS = 4_000_000  # resamples x tokens held at once in the bootstrap: 32 MB of
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `value` is None when there was nothing to measure."""
+    """A value with its interval; `value` is None when there was nothing to measure, `exact` says that it was counted in
+    full and has no sampling error."""
 
     value: float | None
     n: int
     low: float | None = None
     high: float | None = None
+    exact: bool = False
 
     def mapped(self, increasing: Callable[[float], float]) -> Estimate:
         """The estimate of an increasing function of the value (exp, for a perplexity): the bounds map along."""
@@ -58,7 +60,7 @@ NOTHING = Estimate(None, 0)
 
 def exact(value: float, n: int) -> Estimate:
     """A value without sampling error."""
-    return Estimate(value, n, value, value)
+    return Estimate(value, n, value, value, exact=True)
 
 
 @lru_cache(maxsize=256)
