@@ -36,9 +36,10 @@ class Found:
         if value is None:
             low = high = None
             self.missing.append(Missing(name, self.lane, slice, why))
-        bounds = (None if bound is None or not math.isfinite(bound) else bound for bound in (low, high))
+        low, high = (None if bound is None or not math.isfinite(bound) else bound for bound in (low, high))
         exact = estimate.exact and value is not None
-        self.measurements.append(Measurement(name, self.lane, slice, value, unit, estimate.n, *bounds, exact=exact))
+        row = Measurement(name, self.lane, slice, value, unit, estimate.n, low, high, exact=exact)
+        self.measurements.append(row)
 
     def absent(self, names: Sequence[tuple[str, str, str]], why: str) -> None:
         """Record (name, slice, unit) rows that could not be measured at all."""
