@@ -18,7 +18,7 @@ from qconvert_evals.results import (
     VerdictRow,
 )
 
-FIELDS = ["name", "lane", "slice", "value", "unit", "n", "ci_low", "ci_high", "noise_floor"]
+FIELDS = ["name", "lane", "slice", "value", "unit", "n", "ci_low", "ci_high", "noise_floor", "exact"]
 TOP = ["schema_version", "created", "tool", "lanes", "measurements", "missing", "verdict", "figures"]
 
 
