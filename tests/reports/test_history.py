@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,41 @@ def test_a_long_history_of_many_lanes_fits_a_comment(tmp_path: Path) -> None:
     text = render_history(read_history(tmp_path))
     assert len(text) < COMMENT_LIMIT
     assert "40 runs" in text and "10 older ones" in text
+
+
+def test_a_record_that_holds_a_measurement_twice_is_refused(runs: Path) -> None:
+    """The second would win in silence, and a line would go through a number that the other half denies."""
+    made = record("2026-01-05T00:00:00Z")
+    twice = next(m for m in made.measurements if (m.name, m.lane, m.slice) == ("logits.kl_mean", "fp8", "all"))
+    replace(made, measurements=[*made.measurements, replace(twice, value=0.1)]).save(runs / "f.results.json")
+    with pytest.raises(
+        UserError, match=r"a measurement twice(.|\n)*f\.results\.json\n(.|\n)*logits\.kl_mean all nats fp8"
+    ):
+        read_history(runs)
+
+
+def test_another_unit_is_another_line(runs: Path) -> None:
+    made = record("2026-01-05T00:00:00Z", 4.3)
+    rows = [replace(m, unit="millinats") if m.name == "logits.kl_mean" else m for m in made.measurements]
+    replace(made, measurements=rows).save(runs / "f.results.json")
+    found = [line for line in read_history(runs).lines if (line.name, line.slice) == ("logits.kl_mean", "all")]
+    values = {line.unit: [m and m.value for m in line.lanes["fp8"]] for line in found}
+    assert values == {"nats": [0.003, 0.009, 0.004, 0.005, None], "millinats": [None] * 4 + [4.3]}
+
+
+def test_a_history_of_empty_records(tmp_path: Path) -> None:
+    replace(record(), measurements=[], verdict=None, figures={}).save(tmp_path / "results.json")
+    history = read_history(tmp_path)
+    assert len(history.runs) == 1 and not history.lines
+    assert "1 runs" in render_history(history)
+
+
+def test_a_history_without_pandas_names_the_extra(command: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "qconvert_reports.history")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    result = command("--history", runs)
+    assert result.exit_code == 2
+    assert "needs the package `pandas`" in result.stderr and "qconvert[evals]" in result.stderr
 
 
 @pytest.mark.parametrize(("factor", "kinds"), [(1 + 4e-15, set()), (1 + 1e-9, {"worse"}), (1 - 1e-9, {"better"})])
