@@ -6,12 +6,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from qconvert_reports.cli.parameters import Named, Numbers
+from qconvert_reports.cli.parameters import named, numbers
 
 
 @click.command()
-@click.option("--tokens", type=Numbers(), default="8,2")
-@click.option("--candidate", "candidates", type=Named(), multiple=True)
+@click.option("--tokens", callback=numbers, default="8,2")
+@click.option("--candidate", "candidates", callback=named, multiple=True)
 def show(tokens: tuple[int, ...], candidates: tuple[tuple[str, str], ...]) -> None:
     click.echo(repr((tokens, candidates)))
 

@@ -17,7 +17,7 @@ from qconvert_reports.cli.bench_kernels import kernels
 from qconvert_reports.cli.compare import command_line, named_candidates
 from qconvert_reports.cli.files import free_files, make_folder, write_files
 from qconvert_reports.cli.finish import FOLDER, device_option, extra_for, yarn_option
-from qconvert_reports.cli.parameters import Named, Numbers
+from qconvert_reports.cli.parameters import named, numbers
 
 if TYPE_CHECKING:
     from qconvert_evals.latency import LatencySettings
@@ -53,14 +53,14 @@ bench.add_command(kernels)
     "--candidate",
     "candidates",
     multiple=True,
-    type=Named(),
+    callback=named,
     metavar="NAME=PATH",
     help="Another conversion; may be repeated.",
 )
 @click.option("--data", metavar="SPEC", help="Text to read: file.txt, file.jsonl or a hub data set.")
 @click.option(
     "--contexts",
-    type=Numbers(),
+    callback=numbers,
     default="128,512,2048",
     show_default=True,
     metavar="N,…",
@@ -89,7 +89,7 @@ def latency(
     Times are those of the reference model on this machine: compare lanes and lengths with one another, not with an
     engine.
     """
-    named = named_candidates({"fp8": fp8, "int4": int4}, candidates, needed=False)
+    sources = named_candidates({"fp8": fp8, "int4": int4}, candidates, needed=False)
     with extra_for("bench latency"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.data import load_documents
@@ -100,7 +100,7 @@ def latency(
             from qconvert_reports.latency_page import render_latency
         free_files([folder / name for name in FILES], overwrite)
     settings = LatencySettings(contexts, draft_tokens, new_tokens, rounds)
-    paths = {name: resolve_source(source) for name, source in named.items()}
+    paths = {name: resolve_source(source) for name, source in sources.items()}
     with StageProgress() as progress:
         found = run(resolve_source(base), paths, load_documents(data), settings, progress, device, yarn)
     rows = [row for one in found for row in one.measurements]

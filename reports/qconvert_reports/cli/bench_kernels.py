@@ -9,7 +9,7 @@ import click
 
 from qconvert.errors import UserError
 from qconvert_reports.cli.finish import FILE, FOLDER, extra_for
-from qconvert_reports.cli.parameters import Numbers
+from qconvert_reports.cli.parameters import numbers
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ QUICK_REPLAYS, REPLAYS = 10, 100
 
 @click.command()
 @click.option("--only", default="*", metavar="GLOB", help="Kernels and sizes whose name this fits, such as fp8_w8a8.")
-@click.option("--tokens", type=Numbers(), metavar="M,…", help="Numbers of tokens; default: 1 to 8192.")
+@click.option("--tokens", callback=numbers, metavar="M,…", help="Numbers of tokens; default: 1 to 8192.")
 @click.option("--quick", is_flag=True, help="Fewer numbers of tokens and replays.")
 @click.option(
     "--tune", is_flag=True, help="Search the quickest tilings and write them as this device's configurations."

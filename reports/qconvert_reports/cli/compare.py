@@ -22,7 +22,7 @@ from qconvert_reports.cli.finish import (
     json_option,
     yarn_option,
 )
-from qconvert_reports.cli.parameters import Named
+from qconvert_reports.cli.parameters import named
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--candidate",
     "candidates",
     multiple=True,
-    type=Named(),
+    callback=named,
     metavar="NAME=PATH",
     help="Another conversion; may be repeated.",
 )
@@ -84,7 +84,7 @@ def compare(
     gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how far conversions drift from BF16, and judge it."""
-    named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
+    sources = named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations.startswith("fp8"):
         raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
@@ -94,7 +94,7 @@ def compare(
         from qconvert_evals.compare import compare as run
         from qconvert_evals.data import load_documents
         from qconvert_reports.stages import StageProgress
-    paths = {name: resolve_source(source) for name, source in named.items()}
+    paths = {name: resolve_source(source) for name, source in sources.items()}
     with StageProgress() as progress:
         results = run(
             resolve_source(base),
