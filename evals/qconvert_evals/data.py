@@ -117,7 +117,7 @@ def _from_dataset(spec: str) -> list[Document]:
         raise UserError(
             "reading a data set needs the package `datasets`",
             where=spec,
-            fix="pip install 'qconvert[evals]', or give --data a .txt or .jsonl file",
+            fix="pip install 'qconvert[data]', or give --data a .txt or .jsonl file",
         ) from error
     name, _, split = spec.partition(":")
     try:
