@@ -165,7 +165,7 @@ def choose_numerics(
         found = next((kind for kind in KINDS if kind == activations), None)
         if found is None:
             raise UserError("unknown activation quantization", expected=", ".join(KINDS), found=activations)
-        return Numerics(activations=found, kernels=chosen)
+        return Numerics(activations=found, kernels=chosen, products="auto")
     block = weights.config.get("quantization_config")
     asked, schemes = asked_activations(block) if isinstance(block, dict) else ("none", "")
-    return Numerics(activations=asked, activations_of=schemes, kernels=chosen)
+    return Numerics(activations=asked, activations_of=schemes, kernels=chosen, products="auto")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qconvert_reference.config import ModelConfig
 from qconvert_reference.kernels import GroupedExperts, group_experts
-from qconvert_reference.linear import Linear, Load, Numerics, load_linear
+from qconvert_reference.linear import Linear, Load, Numerics, Shared, load_linear
 from qconvert_reference.recording import record_routes
 
 
@@ -48,12 +48,13 @@ class Mlp:
         self.up_proj = load_linear(load, f"{prefix}.up_proj.weight", numerics)
         self.down_proj = load_linear(load, f"{prefix}.down_proj.weight", numerics)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | Shared) -> Tensor:
         return self.down_proj(self.hidden(x))
 
-    def hidden(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor | Shared) -> Tensor:
         """x [..., H] -> silu(gate x) * up x [..., I], the input of `down_proj`."""
-        return F.silu(self.gate_proj(x)) * self.up_proj(x)
+        shared = x if isinstance(x, Shared) else Shared(x)
+        return F.silu(self.gate_proj(shared)) * self.up_proj(shared)
 
     @property
     def linears(self) -> tuple[Linear, Linear, Linear]:
@@ -75,11 +76,13 @@ class SparseMoe:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, RouterTrace]:
         """x [B, T, H] -> y [B, T, H] and the routes taken."""
-        trace = route(self.gate(x), self.top_k, self.normalise)
+        entering = Shared(x)
+        trace = route(self.gate(entering), self.top_k, self.normalise)
         record_routes(x, trace.experts)
         flat = x.flatten(0, 1)  # [N, H]
-        routed = self._run_experts(flat, trace.experts.flatten(0, 1), trace.weights.flatten(0, 1))
-        shared = torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        run = self._run_one if flat.shape[0] == 1 and self.grouped is None else self._run_experts
+        routed = run(flat, trace.experts.flatten(0, 1), trace.weights.flatten(0, 1))
+        shared = torch.sigmoid(self.shared_expert_gate(entering)) * self.shared_expert(entering)
         return routed.view_as(x).to(x.dtype) + shared, trace
 
     def _run_experts(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
@@ -100,6 +103,13 @@ class SparseMoe:
                 found = self.experts[expert](x.index_select(0, rows)).float() * scale[begin : begin + count]
                 total.index_add_(0, rows, found)
                 begin += count
+        return total
+
+    def _run_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """`_run_experts` for a single token, without sorting and gathering: the same products in the same order."""
+        total, shared, chosen = torch.zeros(x.shape, dtype=torch.float32, device=x.device), Shared(x), experts[0].tolist()
+        for choice in sorted(range(self.top_k), key=chosen.__getitem__):
+            total.add_(self.experts[chosen[choice]](shared).float() * weights[:, choice, None])
         return total
 
 
