@@ -103,7 +103,7 @@ def _tiles(base: Tensor, candidate: Tensor, tile: tuple[int, int]) -> tuple[Tens
     tile = min(tile[0], len(base)), min(tile[1], base.shape[1])
     height = tile[0] * max(1, BAND_CELLS // (tile[0] * base.shape[1]))
     bands, largest = [], torch.zeros(())
-    for old, new in zip(base.split(height), candidate.split(height), strict=True):
+    for old, new in zip(torch.split(base, height), torch.split(candidate, height), strict=True):
         before, after = old.float(), new.float()
         moved = after - before
         error, signal = tile_squares(moved, tile), tile_squares(before, tile)
