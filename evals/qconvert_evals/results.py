@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 3
 
 BASE_LANE = "bf16"
-NOISE_LANE = "bf16-noise"
+NOISE_SUFFIX = "-noise"
+NOISE_LANE = BASE_LANE + NOISE_SUFFIX
+
+
+def is_noise(lane: str) -> bool:
+    """Whether a lane is another's noise lane; no candidate may be called like one."""
+    return lane.endswith(NOISE_SUFFIX)
+
+
+def reference_of(lane: str) -> str:
+    """The lane that a lane is measured against: a noise lane against the one it is named after, others against BF16."""
+    return lane.removesuffix(NOISE_SUFFIX) if is_noise(lane) else BASE_LANE
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "router.shared_weight": ("Routing weight on experts that both chose", "higher"),
     "router.margin_flipped": ("Router margin where the set changed", ""),
     "router.margin_kept": ("Router margin where it did not", ""),
+    "router.tie_rate": ("Ties between the last expert chosen and the next", ""),
     "router.load_distance": ("Distance of the expert load histograms", "lower"),
     "mtp.acceptance_greedy": ("Draft acceptance, greedy", "higher"),
     "mtp.acceptance_sampled": ("Draft acceptance, sampled", "higher"),

@@ -289,19 +289,37 @@ def test_a_history_without_pandas_names_the_extra(command: Run, runs: Path, monk
     assert "needs the package `pandas`" in result.stderr and "qconvert[evals]" in result.stderr
 
 
-@pytest.mark.parametrize(("factor", "kinds"), [(1 + 4e-15, set()), (1 + 1e-9, {"worse"}), (1 - 1e-9, {"better"})])
-def test_the_order_of_a_sum_is_no_change(factor: float, kinds: set[str]) -> None:
-    """Errors of weights are counted in full, and added by as many threads as there are."""
-    before = record()
+NAME = "weights.relative_error"
+
+
+def with_error(results: Results, factor: float, **more: Any) -> Results:
+    """The same record with another weight error of the candidate, without width in its interval."""
     rows = [
-        replace(m, value=m.value * factor, ci_low=m.value * factor, ci_high=m.value * factor)
-        if m.name == "weights.relative_error" and m.value is not None and m.lane == "fp8"
+        replace(m, value=m.value * factor, ci_low=m.value * factor, ci_high=m.value * factor, **more)
+        if m.name == NAME and m.lane == "fp8" and m.value is not None
         else m
-        for m in before.measurements
+        for m in results.measurements
     ]
-    exact = [
-        replace(m, ci_low=m.value, ci_high=m.value) if m.name == "weights.relative_error" else m
-        for m in before.measurements
-    ]
-    found = against(replace(before, measurements=rows), replace(before, measurements=exact), "old.json")
-    assert {one.kind for one in found.moved} == kinds
+    return replace(results, measurements=rows)
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.0, "same"), (1 + 4e-15, "worse"), (1 - 4e-15, "better")])
+def test_an_exact_number_counts_where_it_differs_at_all(factor: float, kind: str) -> None:
+    found = against(with_error(record(), factor), record(), "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == [kind]
+    assert len(found.moved) == (kind != "same")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-9, 2.0])
+def test_no_width_by_chance_is_not_exact(factor: float) -> None:
+    """Whoever takes the width for a proof calls a sampled number "worse" here."""
+    before, now = (with_error(record(), one, exact=False) for one in (1.0, factor))
+    found = against(now, before, "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == ["same" if factor == 1 else "open"]
+    assert not found.moved and not found.worse
+    assert ("1 more differ" in found.counted) == (factor != 1)
+
+
+def test_exact_and_sampled_cannot_be_told_apart() -> None:
+    found = against(with_error(record(), 2.0), with_error(record(), 1.0, exact=False), "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == ["open"]
