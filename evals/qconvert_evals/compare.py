@@ -27,7 +27,7 @@ import qconvert
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, head_fault, identities
+from qconvert_evals.identity import check_comparable, head_fault, identities, model_figures
 from qconvert_evals.lanes import check_length, noise_lanes, open_lanes, with_floors
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
@@ -80,16 +80,20 @@ def compare(
     live: LiveSettings = LIVE,
     tasks: TaskSettings | None = None,
     progress: Progress | None = None,
+    keep: list[object] | None = None,
 ) -> Results:
     """Everything measured; UserError where the checkpoints cannot be compared.
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
+    `keep` gets the states of all metrics: numbers by token or by document, for whoever draws the documents anew.
     """
     where = choose_device(device) if isinstance(device, str) else device
     settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, where, yarn, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
+    if keep is not None:
+        keep += comparison.states
     return comparison.results()
 
 
@@ -125,6 +129,7 @@ class _Comparison:
     benchmarks: Benchmarks | None
     found: list[Found] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    states: list[object] = field(default_factory=list)  # of the metrics over tokens
 
     @classmethod
     def open(
@@ -174,6 +179,7 @@ class _Comparison:
         self._drafts(tracks[0], tracks[1:])
         self.found.append(router.base_result(tracks[1].router, self.base.name))
         for track in tracks[1:]:
+            self.states += [track.router, track.errors]
             self.found += [router.result(track.router), hidden.result(track.errors)]
         self._live()
         if self.benchmarks is not None:
@@ -199,6 +205,7 @@ class _Comparison:
     def _predictions(self, base: Track, others: list[Track]) -> None:
         seq_len, batches = self.settings.seq_len, self.corpus.batches
         states = predictions.measure(base, others, batches, seq_len, self.stages.begin("logits", len(batches)))
+        self.states += states
         self.found.append(logits.base_result(states[0], self.base.name))
         self.figures |= {"kl_histogram": {}, "position_kl": {}, "worst_tokens": []}
         for state in states:
@@ -215,6 +222,7 @@ class _Comparison:
         steps, able = self.settings.draft_tokens, [track for track in others if track.lane.name not in self.faults]
         tick = self.stages.begin("drafts", len(able) + 1)
         states = drafting.measure(base, able, self.corpus.batches, steps, tick)
+        self.states += states.values()
         for lane in (self.base, *self.others):
             state = states.get(lane.name)
             if state is None:
@@ -233,6 +241,7 @@ class _Comparison:
                 self.found.append(live_metric.absent(lane.name, steps, why))
                 continue
             counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
+            self.states += [counted, forced]
             self.found += [live_metric.result(counted), acceptance.result(forced)]
 
     def _headless(self, lane: Lane) -> str:
@@ -251,7 +260,7 @@ class _Comparison:
             lanes=identities((self.base, *self.others), noise),
             measurements=with_floors(rows, noise),
             missing=[row for found in self.found for row in found.missing],
-            figures=self.figures,
+            figures={**self.figures, "model": model_figures(self.base)},
         )
 
     def _tool(self) -> dict[str, Any]:
@@ -261,6 +270,8 @@ class _Comparison:
             "name": "qconvert",
             "version": qconvert.__version__,
             "tokens": corpus.tokens,
+            "tokens_asked": settings.tokens,
+            "longest_sequence": max(len(one.tokens) for one in corpus.sequences),
             "tokens_sha256": corpus.sha256,
             "documents": len(used),
             "sequences": len(corpus.sequences),

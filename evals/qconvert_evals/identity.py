@@ -111,6 +111,18 @@ def lane_identity(lane: Lane, role: str) -> LaneIdentity:
     )
 
 
+def model_figures(lane: Lane) -> dict[str, int]:
+    """What of the model a budget may depend on."""
+    config = lane.config
+    return {
+        "parameters": sum(info.numel for info in lane.weights.checkpoint.tensors.values()),
+        "layers": config.num_hidden_layers,
+        "experts": config.num_experts,
+        "experts_chosen": config.num_experts_per_tok,
+        "context": config.max_position_embeddings,
+    }
+
+
 def file_hashes(checkpoint: Checkpoint, manifest: Manifest | None) -> dict[str, str]:
     """sha256 of config, shards and the files beside them."""
     known: Mapping[str, Any] = manifest.output["files"] if manifest is not None else {}

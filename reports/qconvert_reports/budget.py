@@ -25,9 +25,11 @@ arithmetic between measurements; what deserves a bound deserves a measurement of
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -35,9 +37,10 @@ from typing import Any
 
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity
-from qconvert_reports.rules import BOUNDS, OTHER, UNITS, WITHIN, Rule
+from qconvert_reports.rules import BOUNDS, OTHER, OVERLAP, UNITS, WITHIN, Rule
 
 BUDGET_VERSION = 1
+DEFAULT = "budgets/default.toml"  # in the package
 _ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "other", "other_slice", "why", *BOUNDS}
 _SECTION_KEYS = {"lanes", "schemes", "rows"}
 
@@ -70,11 +73,20 @@ class Budget:
         """Rows that bind this lane, in file order."""
         return [rule for section in self.sections if section.applies_to(lane) for rule in section.rules]
 
+    @property
+    def digest(self) -> str:
+        """Of all bounds; the reasons may be worded anew without another one."""
+        bounds = [
+            (one.name, one.lanes, one.schemes, [{**asdict(rule), "why": ""} for rule in one.rules])
+            for one in self.sections
+        ]
+        return hashlib.sha256(json.dumps(bounds, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def default_budget() -> Budget:
     """The budget that ships with the package."""
-    resource = files("qconvert_reports").joinpath("budgets/default.toml")
-    return parse_budget(resource.read_text(encoding="utf-8"), "budgets/default.toml")
+    resource = files("qconvert_reports").joinpath(DEFAULT)
+    return parse_budget(resource.read_text(encoding="utf-8"), DEFAULT)
 
 
 def load_budget(path: str | Path | None) -> Budget:
@@ -140,8 +152,13 @@ def _rule(section: str, row: Any, place: str) -> Rule:
     unit = row.get("unit")
     if unit is not None and unit not in UNITS:
         raise UserError("unknown unit in the budget", where=place, expected=", ".join(UNITS), found=repr(unit))
-    if BOUNDS[bounds[0]][0] == WITHIN and _number(row[bounds[0]], bounds[0], place) < 0:
-        raise UserError("nothing lies within a negative distance", where=place, found=f"{bounds[0]} = {row[bounds[0]]}")
+    side, against = BOUNDS[bounds[0]]
+    if (side == WITHIN or against == OVERLAP) and _number(row[bounds[0]], bounds[0], place) < 0:
+        raise UserError(
+            "nothing lies within a negative distance, and noise has no sign",
+            where=place,
+            found=f"{bounds[0]} = {row[bounds[0]]}",
+        )
     other = _typed(row, "other", str, "", place)
     if bool(other) != (BOUNDS[bounds[0]][1] == OTHER) or ("other_slice" in row and not other):
         raise UserError(

@@ -23,7 +23,8 @@ from math import hypot
 
 from qconvert_evals.results import Measurement
 from qconvert_reports.record import Record
-from qconvert_reports.rules import DIFFERENCE, NOISE, OTHER, Rule
+from qconvert_reports.routing_noise import expected_overlap
+from qconvert_reports.rules import DIFFERENCE, NOISE, OTHER, OVERLAP, Rule
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def judged(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged
     if rule.against == OTHER:
         return _from_other(record, rule, one, limit)
     note = ""
+    if rule.against == OVERLAP:
+        if record.router is None:
+            return "not judged: the record does not say how many of how many experts are chosen"
+        chosen, experts = record.router
+        limit, note = expected_overlap(chosen, experts, limit), f" ({limit:g} noise, {chosen} of {experts} experts)"
     if rule.against == NOISE:
         if one.noise_floor is None:
             return "not judged: this measurement has no noise floor"

@@ -22,6 +22,10 @@ class Record:
             lane.name for lane in results.lanes if lane.role == "noise" and reference_of(lane.name) == self.base
         ]
         self.noise_of = {lane.name: lane.noise_lane for lane in results.lanes}
+        model, tool = results.figures.get("model") or {}, results.tool
+        router = model.get("experts_chosen"), model.get("experts")
+        self.router = router if all(isinstance(one, int) and one > 0 for one in router) else None  # (k, E)
+        self.context, self.longest = model.get("context"), tool.get("longest_sequence")  # tokens, None where unknown
         for one in results.measurements:
             self.by_lane.setdefault(one.lane, []).append(one)
 
@@ -70,6 +74,12 @@ class Record:
             return None
         whys = [one.why for one in self.missing if one.lane == self.base and _speaks_of(rule, one)]
         return whys[0] if whys else "the base lane has no such measurement"
+
+    def beyond_the_text(self) -> str:
+        """The positions that the model has and no text reached, as a slice; "" where none are known to be left."""
+        if not isinstance(self.context, int) or not isinstance(self.longest, int) or self.longest >= self.context:
+            return ""
+        return f"at={self.longest}-{self.context - 1}"
 
     def have_it(self, name: str, slice_: str) -> list[str]:
         """Reference lanes that have this measurement."""

@@ -20,6 +20,7 @@ from qconvert_reports.cli.finish import (
     extra_for,
     finish,
     json_option,
+    min_margin_option,
     yarn_option,
 )
 from qconvert_reports.cli.parameters import named
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )
+@min_margin_option
 @json_option
 @click.pass_context
 def compare(
@@ -81,14 +83,17 @@ def compare(
     candidates: tuple[tuple[str, str], ...], data: str | None,
     tokens: int, seq_len: int, draft_tokens: int, activations: str, weight_only: bool, tasks: TaskSettings | None,
     kernels: str, device: str, yarn: float | None, budget_file: Path | None, baseline: Path | None,
-    gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None, as_json: bool,
+    gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None,
+    min_margin: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how far conversions drift from BF16, and judge it."""
     sources = named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations.startswith("fp8"):
         raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
-    judging = Judging(budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed)
+    judging = Judging(
+        budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed, min_margin=min_margin
+    )
     with extra_for("compare"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.compare import compare as run
