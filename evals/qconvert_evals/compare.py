@@ -1,8 +1,9 @@
 """Compare checkpoints: run all lanes over the same tokens and gather every measurement into one record.
 
-Lanes: the base ("bf16"), the noise lane ("bf16-noise": the base's weights with another order of accumulation), and
-the candidates by name. The noise lane is measured like a candidate; what it shows is what no difference in weights
-can explain, and each candidate's measurement carries it as `noise_floor`. Stages, each in its own module:
+Lanes: the base ("bf16"), the candidates by name, and noise lanes (`lanes`: "bf16-noise", and "NAME-noise" for a kind
+of candidate that rounds its activations). A noise lane is measured like a candidate, against the lane whose weights it
+has; what it shows is what no difference in weights can explain, and each candidate's measurement carries that of its
+kind as `noise_floor`. Stages, each in its own module:
 
     weight_errors   tensors against tensors             predictions   logits against logits
     trunk           layer by layer, in lockstep         drafting      MTP acceptance, teacher-forced
@@ -15,7 +16,7 @@ with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,18 @@ import qconvert
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, head_fault, lane_identity, model_figures
-from qconvert_evals.lanes import check_length, open_lanes
+from qconvert_evals.identity import check_comparable, head_fault, identities, model_figures
+from qconvert_evals.lanes import check_length, noise_lanes, open_lanes, with_floors
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
-from qconvert_evals.results import NOISE_LANE, Measurement, Results
+from qconvert_evals.results import Results, is_noise, reference_of
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
-from qconvert_evals.trunk import Track, run_trunk
+from qconvert_evals.trunk import Track, run_trunk, start_all
 from qconvert_reference.device import choose_device, describe, memory_for_weights
 from qconvert_reference.lane import Lane
 
@@ -120,7 +121,7 @@ class _Comparison:
 
     settings: Settings
     base: Lane
-    others: list[Lane]  # the noise lane, then the candidates
+    others: list[Lane]  # BF16's noise lane, the candidates, their noise lanes
     corpus: Corpus
     tokenizer: Tokenizer
     stages: _Stages
@@ -163,14 +164,20 @@ class _Comparison:
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
         return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
 
+    @property
+    def candidates(self) -> list[Lane]:
+        """Without the noise lanes."""
+        return [lane for lane in self.others if not is_noise(lane.name)]
+
     def run(self) -> None:
         """All stages."""
         self._weights()
-        tracks = [Track.start(lane, self.corpus.batches, self.corpus.domains) for lane in (self.base, *self.others)]
+        tracks = start_all(self.base, self.others, self.corpus.batches, self.corpus.domains)
         total = self.base.num_layers * len(tracks)
-        run_trunk(tracks[0], tracks[1:], self.corpus.batches, self.stages.begin("layers", total))
+        run_trunk(tracks, self.corpus.batches, self.stages.begin("layers", total))
         self._predictions(tracks[0], tracks[1:])
         self._drafts(tracks[0], tracks[1:])
+        self.found.append(router.base_result(tracks[1].router, self.base.name))
         for track in tracks[1:]:
             self.states += [track.router, track.errors]
             self.found += [router.result(track.router), hidden.result(track.errors)]
@@ -182,11 +189,11 @@ class _Comparison:
     def _weights(self) -> None:
         for lane in (self.base, *self.others):
             self.found.append(_sizes(lane))
-        candidates = [lane for lane in self.others if lane.name != NOISE_LANE]
-        tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in candidates))
-        states = [WeightState(NOISE_LANE)]  # the base's own tensors: nothing is touched, nothing is missing
-        states += [weight_errors.measure(lane.name, self.base.weights, lane.weights, tick) for lane in candidates]
-        for state in states:
+        tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in self.candidates))
+        for lane in self.others:
+            state = WeightState(lane.name)  # of a noise lane: the weights of another, nothing touched, nothing missing
+            if not is_noise(lane.name):
+                state = weight_errors.measure(lane.name, self.base.weights, lane.weights, tick)
             self.found.append(weights_metric.result(state))
             for name, rows in WORST_TABLES.items():
                 listed = [{"lane": state.lane, **row} for row in rows(state, WORST)]
@@ -206,7 +213,7 @@ class _Comparison:
             self.found.append(logits.result(state, positions))
             self.figures["kl_histogram"][state.lane] = logits.histogram(state)
             self.figures["position_kl"][state.lane] = logits.by_position(state, positions)
-            if state.lane != NOISE_LANE:
+            if not is_noise(state.lane):
                 worst = predictions.worst_tokens(state, self.corpus, self.tokenizer, seq_len, WORST)
                 self.figures["worst_tokens"].extend(worst)
 
@@ -221,7 +228,7 @@ class _Comparison:
             if state is None:
                 self.found.append(acceptance.absent(lane.name, steps, self._headless(lane)))
             else:
-                against = None if lane is self.base else states.get(self.base.name)
+                against = None if lane is self.base else states.get(reference_of(lane.name))
                 self.found.append(acceptance.result(state, against))
 
     def _live(self) -> None:
@@ -246,14 +253,12 @@ class _Comparison:
     def results(self) -> Results:
         """The record, noise floors filled in."""
         rows = [row for found in self.found for row in found.measurements]
-        noise = {(row.name, row.slice): row.value for row in rows if row.lane == NOISE_LANE}
-        reference = (self.base.name, NOISE_LANE)
-        roles = {self.base.name: "base", NOISE_LANE: "noise"}
+        noise = noise_lanes(self.candidates)
         return Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             tool=self._tool(),
-            lanes=[lane_identity(lane, roles.get(lane.name, "candidate")) for lane in (self.base, *self.others)],
-            measurements=[row if row.lane in reference else _with_floor(row, noise) for row in rows],
+            lanes=identities((self.base, *self.others), noise),
+            measurements=with_floors(rows, noise),
             missing=[row for found in self.found for row in found.missing],
             figures={**self.figures, "model": model_figures(self.base)},
         )
@@ -296,7 +301,3 @@ def _sizes(lane: Lane) -> Found:
     tensors = len(lane.weights.checkpoint.tensors)
     found.add("model.bytes", "all", "bytes", statistics.exact(_bytes(lane), tensors))
     return found
-
-
-def _with_floor(row: Measurement, noise: Mapping[tuple[str, str], float | None]) -> Measurement:
-    return replace(row, noise_floor=noise.get((row.name, row.slice)))

@@ -37,7 +37,7 @@ from qconvert_evals.data import Document
 from qconvert_evals.identity import check_comparable, choose_numerics
 from qconvert_evals.lanes import check_length, open_lanes
 from qconvert_evals.metrics.found import Found
-from qconvert_evals.results import BASE_LANE, NOISE_LANE
+from qconvert_evals.results import BASE_LANE, is_noise
 from qconvert_evals.statistics import Estimate
 from qconvert_reference.cache import AttentionState, Cache, DeltaState
 from qconvert_reference.device import choose_device
@@ -105,7 +105,7 @@ def open_latency_lanes(
     first, others = open_lanes(base, candidates, device=device, yarn=yarn)
     for other in others:
         check_comparable(first, other)
-    return [first, *(other for other in others if other.name != NOISE_LANE)]
+    return [first, *(other for other in others if not is_noise(other.name))]
 
 
 def measure(

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from qconvert.errors import UserError
+from qconvert.machine import settle
 
 CORE = {
     "quantize": "qconvert.cli.quantize:quantize",
@@ -49,6 +50,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a UserError becomes its message on stderr."""
+        settle()  # no command's module, and so no torch, is imported yet
         try:
             return super().invoke(ctx)
         except UserError as error:

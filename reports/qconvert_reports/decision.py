@@ -8,9 +8,9 @@ For a bound that must not be exceeded (mirror image for `min`, both sides for `w
     improved      a pass whose whole interval lies on the good side of "no change", by more than the noise floor, with
                   NAMED_FROM samples at least, since a lucky interval over a handful is no improvement
 
-A number counted in full (a weight's error) has an interval of width zero. A number whose interval is not known comes
-from fewer than two documents: beyond the bound it fails, within it is inconclusive, because one document is no evidence
-of health. So is one with fewer samples than the row demands.
+A number counted in full (a weight's error) is its own interval. A number whose interval is not known comes from fewer
+than two documents, or from documents that agree to the last digit: beyond the bound it fails, within it is
+inconclusive, because that is no evidence of health. So is one with fewer samples than the row demands.
 
 What would decide: half-widths shrink with the square root of n, so a value at distance g from the bound whose interval
 reaches h towards it needs  n (h / g)^2  samples of the same kind. That is an order of magnitude, since the value moves
@@ -45,8 +45,8 @@ WHOLLY_BEYOND = "the whole 95% interval is beyond the bound"
 COUNTED_WITHIN = "counted in full, and within the bound"
 COUNTED_BEYOND = "counted in full, and beyond the bound"
 STRADDLES = "the 95% interval straddles the bound"
-ALONE_BEYOND = "beyond the bound; fewer than two documents, so there is no interval"
-ALONE_WITHIN = "within the bound, but fewer than two documents are no evidence of health"
+ALONE_BEYOND = "beyond the bound; fewer than two documents, or none that differ, so there is no interval"
+ALONE_WITHIN = "within the bound, but fewer than two documents, or none that differ, are no evidence of health"
 BETTER = "the whole 95% interval is better than no change, by more than the noise floor"
 TOO_FEW = "fewer samples than the row demands"
 

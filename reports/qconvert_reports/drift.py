@@ -129,7 +129,8 @@ def _reason(number: Judged, decision: Decision, rule: Rule, texts: list[str], bo
         more = f"needs about {needed:,} {noun}" if needed else f"no number of {noun} decides at this value"
         return f"{measured}: its interval straddles the bound {bound}; n = {number.n:,}, {more}"
     if decision.status == INCONCLUSIVE:
-        return f"{measured} is within the bound {bound}, but its interval is not known: too few documents"
+        why = "too few documents, or none that differ"
+        return f"{measured} is within the bound {bound}, but its interval is not known: {why}"
     if decision.status == IMPROVED:
         return f"{measured} is within the bound {bound}, and better than no change by more than the noise"
     return f"{measured} is {'within' if decision.status == PASS else 'beyond'} the bound {bound}"

@@ -7,6 +7,7 @@ needs no edit in this room.
 from __future__ import annotations
 
 from qconvert_evals.results import Measurement
+from qconvert_evals.slices import conditions as conditions
 
 # Dotted name -> (what a reader calls it, which way is better: "lower", "higher" or "" where neither is).
 LABELS: dict[str, tuple[str, str]] = {
@@ -31,6 +32,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "router.shared_weight": ("Routing weight on experts that both chose", "higher"),
     "router.margin_flipped": ("Router margin where the set changed", ""),
     "router.margin_kept": ("Router margin where it did not", ""),
+    "router.tie_rate": ("Ties between the last expert chosen and the next", ""),
     "router.load_distance": ("Distance of the expert load histograms", "lower"),
     "mtp.acceptance_greedy": ("Draft acceptance, greedy", "higher"),
     "mtp.acceptance_sampled": ("Draft acceptance, sampled", "higher"),
@@ -121,12 +123,6 @@ def show_interval(one: Measurement) -> str:
     if one.ci_low is None or one.ci_high is None or one.ci_low == one.ci_high:
         return ""
     return f"[{show_value(one.ci_low, one.unit)}, {show_value(one.ci_high, one.unit)}]"
-
-
-def conditions(slice_: str) -> dict[str, str]:
-    """`layer=7,feed=local` -> {"layer": "7", "feed": "local"}; `all` -> {"all": ""}."""
-    pairs = (part.partition("=") for part in slice_.split(","))
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def show_slice(slice_: str) -> str:

@@ -114,4 +114,4 @@ def _numerics(results: Results) -> list[tuple[str, str]]:
     def said(numerics: dict[str, Any]) -> str:
         return ", ".join(f"{name} {numerics[name]}" for name in NUMERICS if name in numerics)
 
-    return [(one.name, said(one.numerics)) for one in results.lanes]
+    return [(one.name, said(one.numerics)) for one in results.lanes if one.role != "noise"]  # these follow the others

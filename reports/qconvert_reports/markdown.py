@@ -119,8 +119,8 @@ def _margin(group: Group) -> str:
 
 
 def _changes(against: Against) -> str:
-    moved, total = against.moved, len(against.changes)
-    head = f"### Against the baseline\n\n{len(moved)} of {total} numbers changed (intervals do not overlap).\n\n"
+    moved = against.moved
+    head = f"### Against the baseline\n\n{against.counted} (changed: intervals do not overlap).\n\n"
     head += "".join(f"- Not alike, as allowed: {escape(str(one))}\n" for one in against.unlike[:12])
     rows = [
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qconvert_evals.results import Measurement, Missing, Results
+from qconvert_evals.results import Measurement, Missing, Results, reference_of
 from qconvert_reports.labels import conditions
 from qconvert_reports.rules import Rule
 
@@ -16,8 +16,12 @@ class Record:
         self.missing: list[Missing] = results.missing
         self.figures = results.figures
         self.base = next((lane.name for lane in results.lanes if lane.role == "base"), "")
-        self.noise = next((lane.name for lane in results.lanes if lane.role == "noise"), "")
-        self.references = [lane.name for lane in results.lanes if lane.role in ("base", "noise")]
+        # The base, and the noise lane that is measured against it: those of candidates say nothing about BF16.
+        self.references = [lane.name for lane in results.lanes if lane.role == "base"]
+        self.references += [
+            lane.name for lane in results.lanes if lane.role == "noise" and reference_of(lane.name) == self.base
+        ]
+        self.noise_of = {lane.name: lane.noise_lane for lane in results.lanes}
         model, tool = results.figures.get("model") or {}, results.tool
         router = model.get("experts_chosen"), model.get("experts")
         self.router = router if all(isinstance(one, int) and one > 0 for one in router) else None  # (k, E)
@@ -34,6 +38,11 @@ class Record:
         """Its value."""
         one = self.measured(name, lane, slice_)
         return None if one is None else one.value
+
+    def noise_of_value(self, one: Measurement) -> float:
+        """How far the noise lane's value is from that of the lane that it is measured against; 0 where unknown."""
+        quiet = self.value(one.name, reference_of(self.noise_of.get(one.lane) or ""), one.slice)
+        return 0.0 if one.noise_floor is None or quiet is None else abs(one.noise_floor - quiet)
 
     def covered(self, lane: str, rule: Rule) -> list[Measurement]:
         """What the lane has of what the rule speaks about."""

@@ -68,7 +68,7 @@ def verdict_lines(results: Results) -> Iterator[Text]:
 def baseline_lines(against: Against) -> Iterator[Text]:
     """How many numbers changed, the worst of them, what was unlike, and how to accept the new figures."""
     yield from (Text(f"not alike, as allowed: {one}", style="yellow") for one in against.unlike[:SHOWN])
-    yield Text(f"{len(against.moved)} of {len(against.changes)} numbers changed against {against.path}")
+    yield Text(f"{against.counted} (against {against.path})")
     for one in against.worse[:SHOWN]:
         before, after = (show_value(m.value if m else None, one.unit) for m in (one.before, one.after))
         yield Text(f"{one.kind.upper()} {one.lane} {one.name} ({one.slice}): {before} -> {after}", style="yellow")

@@ -63,17 +63,28 @@ def test_base_against_itself_is_exactly_equal(healthy: Results) -> None:
                 assert row.value == 0, row
 
 
-def test_every_measurement_of_the_noise_lane_exists_for_the_candidate(healthy: Results) -> None:
-    names = {
-        lane: {(row.name, row.slice) for row in healthy.measurements if row.lane == lane}
-        for lane in ("bf16-noise", "fp8")
-    }
-    assert names["bf16-noise"] - names["fp8"] == set()
-    noise = {(row.name, row.slice): row.value for row in healthy.measurements if row.lane == "bf16-noise"}
-    floors = [row for row in healthy.measurements if row.lane == "fp8" and row.noise_floor is not None]
+@pytest.mark.parametrize(("lane", "noise"), [("fp8", "fp8-noise"), ("same", "bf16-noise")])
+def test_every_measurement_of_the_noise_lane_exists_for_the_candidate(healthy: Results, lane: str, noise: str) -> None:
+    names = {one: {(row.name, row.slice) for row in healthy.measurements if row.lane == one} for one in (noise, lane)}
+    assert names[noise] - names[lane] == set()
+    values = {(row.name, row.slice): row.value for row in healthy.measurements if row.lane == noise}
+    floors = [row for row in healthy.measurements if row.lane == lane and row.noise_floor is not None]
     assert len(floors) > 300
-    assert all(row.noise_floor == noise[row.name, row.slice] for row in floors)
-    assert all(row.noise_floor is None for row in healthy.measurements if row.lane in ("bf16", "bf16-noise"))
+    assert all(row.noise_floor == values[row.name, row.slice] for row in floors)
+    assert all(row.noise_floor is None for row in healthy.measurements if row.lane in ("bf16", noise))
+
+
+def test_a_noise_lane_is_measured_against_the_lane_that_it_is_named_after(healthy: Results) -> None:
+    """Against BF16 it would show the candidate's drift, which is ten times as large."""
+    noise, drift = (value(healthy, "logits.kl_mean", lane) for lane in ("fp8-noise", "fp8"))
+    assert 0 < noise < drift / 3
+    assert value(healthy, "hidden.relative_error", "fp8-noise", "layer=0,feed=local") < 0.5 * value(
+        healthy, "hidden.relative_error", "fp8", "layer=0,feed=local"
+    )
+    first, second = (value(healthy, "mtp.acceptance_greedy", lane, "position=1") for lane in ("fp8", "fp8-noise"))
+    paired = value(healthy, "mtp.acceptance_greedy_difference", "fp8-noise", "position=1")
+    assert paired == pytest.approx(second - first, abs=1e-12)
+    assert {row["lane"] for row in healthy.figures["worst_tokens"]} == {"fp8", "same"}
 
 
 def test_values_are_missing_only_with_a_reason(healthy: Results) -> None:
@@ -99,10 +110,12 @@ def test_quantization_shows_everywhere_and_more_than_noise(healthy: Results) -> 
 
 def test_record_is_complete_and_round_trips(healthy: Results, pair: tuple[Path, Path]) -> None:
     assert Results.from_json(healthy.to_json()) == healthy
-    assert [(one.name, one.role) for one in healthy.lanes] == [
-        ("bf16", "base"), ("bf16-noise", "noise"), ("fp8", "candidate"), ("same", "candidate")
+    assert [(one.name, one.role, one.noise_lane) for one in healthy.lanes] == [
+        ("bf16", "base", None), ("bf16-noise", "noise", None), ("fp8", "candidate", "fp8-noise"),
+        ("same", "candidate", "bf16-noise"), ("fp8-noise", "noise", None),
     ]  # fmt: skip
-    base, noise, fp8, _ = healthy.lanes
+    base, noise, fp8, _, own = healthy.lanes
+    assert own.files == fp8.files and own.numerics == {**fp8.numerics, "accumulation": "split"}
     assert base.files == noise.files and "tokenizer.json" in base.files and len(fp8.files["config.json"]) == 64
     assert (noise.numerics["accumulation"], fp8.numerics["activations"]) == ("split", "fp8-group128")
     assert fp8.recipe["scheme"] == "fp8-block128"
@@ -231,8 +244,9 @@ def test_refusals(pair: tuple[Path, Path], broken: Path, tmp_path: Path) -> None
         run(fp8, fp8=base)
     with pytest.raises(UserError, match="nothing to compare"):
         run(base)
-    with pytest.raises(UserError, match="cannot be called bf16"):
-        run(base, bf16=fp8)
+    for name in ("bf16", "bf16-noise", "mine-noise"):
+        with pytest.raises(UserError, match=f"cannot be called {name}"):
+            run(base, **{name: fp8})
     other = write_tiny_checkpoint(tmp_path / "other", tiny_config(rope_theta=5e5, num_experts_per_tok=1))
     with pytest.raises(UserError, match="num_experts_per_tok, rope"):
         run(base, other=other)

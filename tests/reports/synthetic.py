@@ -56,8 +56,9 @@ class _Maker:
     def add(
         self, name: str, lane: str, at: str, value: float, unit: str, half: float | None = None, n: int = 20480
     ) -> None:
+        """`half` 0 is a number counted in full."""
         low, high = (None, None) if half is None else (value - half, value + half)
-        self.rows.append(Measurement(name, lane, at, value, unit, n, low, high))
+        self.rows.append(Measurement(name, lane, at, value, unit, n, low, high, exact=half == 0))
 
     def base(self, steps: int) -> None:
         for at in ("all", *(f"domain={one}" for one in self.domains)):
@@ -146,6 +147,7 @@ def _identity(name: str) -> LaneIdentity:
         recipe={"scheme": LANES[name][1], "scales": "bf16"} if role == "candidate" else {},
         numerics={"compute_dtype": "bfloat16", "accumulation": "split" if role == "noise" else "plain"},
         versions={"torch": "2.13.0", "qconvert": "0.1.0"},
+        noise_lane="bf16-noise" if role == "candidate" else None,
     )
 
 

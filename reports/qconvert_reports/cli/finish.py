@@ -127,10 +127,8 @@ def finish(ctx: click.Context, results: Results, judging: Judging, as_json: bool
         judging.judge(results)
     against = _against(results, judging)
     if judging.folder is not None:
-        from qconvert_reports.folder import write_report
-
         with _numbers_kept(results, judging.folder):
-            write_report(results, judging.folder, against)
+            _write(results, judging.folder, against)
     if as_json:
         click.echo(results.to_json(), nl=False)
     else:
@@ -159,10 +157,16 @@ def _against(results: Results, judging: Judging) -> Against | None:
         return judging.against(results)
     except UserError:
         if judging.folder is not None:
-            from qconvert_reports.folder import write_report
-
-            write_report(results, judging.folder)
+            _write(results, judging.folder, None)
         raise
+
+
+def _write(results: Results, folder: Path, against: Against | None) -> None:
+    """The report folder; what it cannot hold is said on stderr."""
+    from qconvert_reports.folder import write_report
+
+    for remark in write_report(results, folder, against):
+        click.echo(remark, err=True)
 
 
 def _print(results: Results, judging: Judging, against: Against | None) -> None:

@@ -90,7 +90,8 @@ def report(
 
 def _history(folder: Path, files: dict[str, Path]) -> None:
     """All runs below a folder."""
-    from qconvert_reports.history import read_history, text_lines
+    with extra_for("report --history"):
+        from qconvert_reports.history import read_history, text_lines
 
     found = read_history(folder)
     texts = {}
