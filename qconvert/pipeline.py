@@ -245,9 +245,9 @@ class _Run:
 
     def _copy_as_it_is(self, name: str) -> None:
         """A file that no engine reads, such as a log: whatever it holds now; gone is no reason to stop."""
-        try:
+        if (self.checkpoint.root / name).is_file():
             self.records["out:" + name] = self.records["in:" + name] = self._copy(name)
-        except FileNotFoundError:
+        else:
             log.warning("%s was there when the conversion began, and is not any more: not copied", name)
 
     def _say(self, what: str) -> None:
@@ -283,7 +283,7 @@ def _missing_bytes(plan: Plan, checkpoint: Checkpoint, destination: Destination)
     jobs = [job for job in plan.jobs if destination.finished("out:" + job.file) is None]
     copies = [name for name in plan.copies if destination.finished("out:" + name) is None]
     tensors = sum(job.nbytes for job in jobs) + ENTRY_BYTES * plan.counts["tensors_out"]
-    sizes = [path.stat().st_size for path in map(checkpoint.file, copies) if path.is_file()]
+    sizes = [checkpoint.file(name).stat().st_size for name in copies if (checkpoint.root / name).is_file()]
     return tensors + sum(sizes) + 2 * len(plan.config_text)
 
 

@@ -149,10 +149,9 @@ def changed_since(checkpoint: Checkpoint, before: Mapping[str, tuple[int, int]])
 
 
 def _state(checkpoint: Checkpoint, name: str) -> tuple[int, int] | None:
-    try:
-        state = checkpoint.file(name).stat()
-    except FileNotFoundError:
+    if not (checkpoint.root / name).is_file():
         return None
+    state = checkpoint.file(name).stat()
     return state.st_size, state.st_mtime_ns
 
 

@@ -31,7 +31,7 @@ WAYS_OUT = {
     errno.EROFS: "give a place on a file system that is not mounted read-only",
     errno.ENOSPC: FREE_SPACE,
     errno.EDQUOT: "free space in your quota, or give a destination elsewhere",
-    errno.EFBIG: "the file system or a limit (ulimit -f) allows no file of this size: --max-shard-size 1GB, or a limit lifted",
+    errno.EFBIG: "no file may be this large here (ulimit -f, or the file system): --max-shard-size 1GB",
     errno.EIO: "the disk or its connection failed: look at the system's log, and run the command again",
     errno.ESTALE: "the network file system lost the file: mount it again, and run the command again",
     errno.EBUSY: "something holds this place (a mount point, another program): give another one",

@@ -1,6 +1,7 @@
 """Converting whole folders: the right bytes, however they were made, and nothing left behind on failure."""
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -27,7 +28,7 @@ from qconvert.cli import main
 from qconvert.errors import UserError
 from qconvert.formats import open_weights
 from qconvert.manifest import Manifest
-from qconvert.quantization import quantize
+from qconvert.quantization import plan_quantize, quantize
 from qconvert.schemes import QuantizedWeight, get_scheme
 from tests.tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 
@@ -253,7 +254,7 @@ def test_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
         if done == total:
             (source / "generation_config.json").write_text("{}")
 
-    with pytest.raises(UserError, match="generation_config.json changed during the conversion"):
+    with pytest.raises(UserError, match=r"generation_config\.json changed during the conversion"):
         quantize(source, tmp_path / "out", progress=meddle)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -13,7 +13,6 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from qconvert.cli import main
 from qconvert.cli.commands import BUG, Commands
 from qconvert.errors import UserError
 from qconvert.manifest import Manifest
@@ -82,7 +81,7 @@ def test_exit_codes_of_the_command_line(error: Exception, code: int, shown: str)
 
 def test_a_terminal_that_is_not_utf8_gets_its_verdict() -> None:
     code = "import click\nfrom qconvert.cli import main\n"
-    code += "main.get_command = lambda ctx, name: click.Command(name, callback=lambda: click.echo('≤ – 5'))\nmain(['x'])"
+    code += "main.get_command = lambda ctx, name: click.Command(name, callback=lambda: print('≤ – 5'))\nmain(['x'])"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, b"? ? 5"), done.stderr.decode()

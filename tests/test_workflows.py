@@ -70,7 +70,9 @@ def run(script: str, work: Path, **environment: str) -> tuple[subprocess.Complet
     return done, output.read_text() if output.exists() else ""
 
 
-@pytest.mark.parametrize("code, verdict", [(0, "pass"), (1, "fail"), (3, "inconclusive"), (2, "error"), (70, "error"), (137, "error")])
+@pytest.mark.parametrize(
+    "code, verdict", [(0, "pass"), (1, "fail"), (3, "inconclusive"), (2, "error"), (70, "error"), (137, "error")]
+)
 def test_exit_codes_become_verdicts(code: int, verdict: str, tmp_path: Path) -> None:
     done, output = run("drift-compare", tmp_path, BF16="bf16", FP8="fp8", CODE=str(code), TEXT="# the report")
     assert done.returncode == 0, done.stderr

@@ -72,7 +72,9 @@ class Commands(click.Group):
             said = refusal(error)
             if said is None:
                 traceback.print_exc()
-                click.echo(f"this is a bug of qconvert: please report it with the lines above (exit code {BUG})", err=True)
+                click.echo(
+                    f"this is a bug of qconvert: please report it with the lines above (exit code {BUG})", err=True
+                )
                 ctx.exit(BUG)
             if os.environ.get(SHOW):
                 traceback.print_exc()
