@@ -70,14 +70,29 @@ def run(script: str, work: Path, **environment: str) -> tuple[subprocess.Complet
     return done, output.read_text() if output.exists() else ""
 
 
-@pytest.mark.parametrize("code, verdict", [(0, "pass"), (1, "fail"), (3, "inconclusive"), (2, "error"), (137, "error")])
+@pytest.mark.parametrize(
+    "code, verdict", [(0, "pass"), (1, "fail"), (3, "inconclusive"), (2, "error"), (70, "error"), (137, "error")]
+)
 def test_exit_codes_become_verdicts(code: int, verdict: str, tmp_path: Path) -> None:
     done, output = run("drift-compare", tmp_path, BF16="bf16", FP8="fp8", CODE=str(code), TEXT="# the report")
     assert done.returncode == 0, done.stderr
     assert f"verdict={verdict}\n" in output
     told = verdict != "error"  # a report left over from another run is not this one's
     assert ("comment=" in output) == told
-    assert (tmp_path / "summary").exists() == told
+    assert ("# the report" in (tmp_path / "summary").read_text()) == told
+    assert (f"exit code {code}" in (tmp_path / "summary").read_text()) != told
+
+
+@pytest.mark.parametrize("code", [0, 1, 70])
+def test_the_report_of_an_earlier_run_is_not_shown_as_this_ones(code: int, tmp_path: Path) -> None:
+    report = tmp_path / "drift report"
+    report.mkdir()
+    for name in ("report.md", "summary.md"):
+        (report / name).write_text("# an old report")
+        os.utime(report / name, (1, 1))
+    _, output = run("drift-compare", tmp_path, BF16="bf16", FP8="fp8", CODE=str(code), TEXT="")
+    summary = tmp_path / "summary"
+    assert "comment=" not in output and "old report" not in (summary.read_text() if summary.exists() else "")
 
 
 def test_arguments_arrive_as_they_were_given(tmp_path: Path) -> None:
