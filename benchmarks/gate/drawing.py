@@ -17,16 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qconvert_evals import statistics
-from qconvert_evals.metrics import acceptance, hidden, live, logits, router
+from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics.acceptance import AcceptanceState
 from qconvert_evals.metrics.found import Found, by_domain, by_stretch, join
 from qconvert_evals.metrics.hidden import HiddenState
-from qconvert_evals.metrics.live import LiveState
 from qconvert_evals.metrics.logits import LogitsState
 from qconvert_evals.metrics.router import LayerSums, RouterState
 from qconvert_evals.metrics.table import TokenTable
@@ -50,7 +51,7 @@ class Lane:
         self.seq_len = int(results.tool["seq_len"])
         self.logits = _only(mine, LogitsState)
         self.router, self.hidden = _only(mine, RouterState), _only(mine, HiddenState)
-        self.counted = [one for one in mine if isinstance(one, LiveState)]
+        self.counted = [one for one in mine if isinstance(getattr(one, "documents", None), list)]  # of decoding
         drafts = [one for one in mine if isinstance(one, AcceptanceState)]
         self.drafts = [one for one in drafts if not one.context]
         self.forced = [one for one in drafts if one.context]
@@ -59,7 +60,7 @@ class Lane:
         ]
         self.domains: list[str] = list(self.logits.domains)
         self.documents = np.unique(self.logits.table.indices("document"))
-        self.prompts = np.asarray(self.counted[0].documents if self.counted else [], dtype=np.int64)
+        self.prompts = np.unique([one for state in self.counted for one in state.documents]).astype(np.int64)
 
     def draw(self, source: np.random.Generator) -> tuple[Index, Index]:
         """Documents, and numbers of prompts: as many as there are, with replacement, documents domain by domain."""
@@ -104,7 +105,8 @@ class Lane:
         texts = self.prompts[prompts]
         domains = [self.domains[number] for number in texts.tolist()]
         for counted in self.counted:
-            yield live.result(_taken_prompts(counted, prompts, domains))
+            metric = import_module(type(counted).__module__)
+            yield metric.result(_taken_rows(counted, texts, domains))
         for forced in self.forced:
             yield acceptance.result(_taken_tokens(forced, texts, domains))
 
@@ -154,16 +156,20 @@ def _taken_sums(state: HiddenState, documents: Index, domains: list[str]) -> Hid
     return replace(state, domains=domains, layers={key: sums[documents] for key, sums in state.layers.items()})
 
 
-def _taken_prompts(state: LiveState, prompts: Index, domains: list[str]) -> LiveState:
-    """Lists with an entry a prompt are taken by it; the documents are numbered by the draw."""
-    count = len(state.documents)
-    lists = {one.name: getattr(state, one.name) for one in fields(state) if one.name != "domains"}
-    taken = {
-        name: [rows[number] for number in prompts.tolist()]
-        for name, rows in lists.items()
-        if isinstance(rows, list) and len(rows) == count
+def _taken_rows(state: Any, texts: Index, domains: list[str]) -> Any:
+    """A state of lists by prompt or by anchor, of which `documents` names the text: those of the drawn texts."""
+    places, owners = [], []
+    for number, text in enumerate(texts.tolist()):
+        mine = [place for place, document in enumerate(state.documents) if document == text]
+        places += mine
+        owners += [number] * len(mine)
+    held = {one.name: getattr(state, one.name) for one in fields(state)}
+    changed: dict[str, Any] = {
+        name: [rows[place] for place in places]
+        for name, rows in held.items()
+        if isinstance(rows, list) and name not in ("domains", "documents")
     }
-    return replace(state, **{**taken, "domains": domains, "documents": list(range(len(prompts)))})
+    return replace(state, **changed, documents=owners, **({"domains": domains} if "domains" in held else {}))
 
 
 def _logits(state: LogitsState, seq_len: int, wanted: Wanted) -> Found:

@@ -11,6 +11,7 @@ from typing import Any
 from qconvert_evals.results import LaneIdentity, Measurement, Missing, Results
 
 QUANTILES = ("max", "p99_9", "p99", "p95", "p90", "median", "p10", "p5", "p1", "p0_1", "min")
+MODEL = {"parameters": 79_674_391_296, "layers": 48, "experts": 512, "experts_chosen": 10, "context": 262_144}
 DOMAINS = ("code", "math", "prose", "recall")
 # Lane -> (scale of its drift, recipe's scheme, relative error of its weights).
 LANES = {
@@ -42,7 +43,7 @@ def synthetic_results(
         lanes=[_identity(name) for name in names],
         measurements=made.rows,
         missing=[Missing("bench.gsm8k", lane, "all", "no --tasks were asked for") for lane in lanes],
-        figures=_figures(random.Random(seed + 1), lanes),
+        figures={**_figures(random.Random(seed + 1), lanes), "model": dict(MODEL)},
     )
 
 
