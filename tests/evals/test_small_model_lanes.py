@@ -65,6 +65,7 @@ def one(results: Results, lane: str, name: str, slice_name: str) -> Measurement:
     return rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["bf16", "fp8"])
 def test_live_and_teacher_forced_acceptance_agree_within_their_intervals(results: Results, lane: str) -> None:
     live = one(results, lane, "mtp.acceptance_live", "position=1")
@@ -75,6 +76,7 @@ def test_live_and_teacher_forced_acceptance_agree_within_their_intervals(results
     assert live.ci_low <= forced.ci_high and forced.ci_low <= live.ci_high
 
 
+@pytest.mark.slow
 def test_quantizing_moves_the_trained_model_measurably_but_little(results: Results) -> None:
     drift, noise = (one(results, lane, "logits.kl_mean", "all") for lane in ("fp8", "bf16-noise"))
     assert drift.value is not None and noise.value is not None and drift.ci_low is not None
