@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # The lock file binds what is installed, and what builds it: older pips read the first for both, newer ones the second.
 LOCKED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-.PHONY: demo drift test test-fast check mutations actionlint smoke bench lock clean setup setup-demo
+.PHONY: demo drift calibrate test test-fast check mutations actionlint smoke bench lock clean setup setup-demo
 
 setup: $(ALL)
 setup-demo: $(DEMO)
@@ -39,9 +39,15 @@ lock:
 demo: $(DEMO)
 	$(BIN)/qconvert demo --report demo-report
 
-# The demo's figures against the committed ones: exit code 1 where the converter changed something for the worse.
+# The demo's figures against the committed ones: exit code 1 where the converter changed something for the worse, 3 where a
+# check passes with less than 1.5 half-widths of its interval to spare.
 drift: demo
-	$(BIN)/qconvert report demo-report --baseline reports/baselines/small-model.json --gate-baseline
+	$(BIN)/qconvert report demo-report --baseline reports/baselines/small-model.json --gate-baseline --min-margin 1.5
+
+# How often the gate errs, and the smallest faults that it catches: after a change of bounds or of intervals. Half an hour.
+calibrate: $(DEMO)
+	$(BIN)/python -m benchmarks.gate --out benchmarks/results/$$(date +%F)-gate-calibration.json \
+		--ship reports/qconvert_reports/calibration.json
 
 test: $(ALL)
 	$(BIN)/python -m pytest

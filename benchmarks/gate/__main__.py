@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.gate.graded_faults import FAULTS, Search, catching, search
 from benchmarks.gate.judging import STATUSES, Gate
@@ -40,13 +39,15 @@ FAULT_TOKENS = 8192
 LEAST_PASS = 0.99
 
 
-def honest(results: Results, states: list[object], budget: Budget, runs: int, seed: int) -> dict[str, Any]:
+def honest(
+    results: Results, states: list[object], budget: Budget, runs: int, seed: int, workers: int
+) -> dict[str, Any]:
     """Shares of the verdicts of each candidate."""
     found = {}
     for number, lane in enumerate(one.name for one in results.lanes if one.role == "candidate"):
         started = time.perf_counter()
         gate = Gate(results, states, lane, budget)
-        outcomes = gate.outcomes(runs, np.random.default_rng((seed, number)))
+        outcomes = gate.outcomes(runs, seed + number, workers)
         found[lane] = {
             **{status: outcomes.share(status) for status in STATUSES},
             "seconds_a_draw": round((time.perf_counter() - started) / runs, 4),
@@ -65,7 +66,7 @@ def described(name: str, one: Search) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def calibrate(runs: int, fault_runs: int, seed: int = SEED) -> dict[str, Any]:
+def calibrate(runs: int, fault_runs: int, workers: int, seed: int = SEED) -> dict[str, Any]:
     """Everything."""
     base, budget = small_model_path(), default_budget()
     with tempfile.TemporaryDirectory(prefix="qconvert-gate-") as folder:
@@ -74,8 +75,8 @@ def calibrate(runs: int, fault_runs: int, seed: int = SEED) -> dict[str, Any]:
             quantize(base, folders[name], scheme=scheme)
         states: list[object] = []
         results = compare(base, folders, keep=states)
-        lanes = honest(results, states, budget, runs, seed)
-        limits = search(base, folders["fp8"], budget, FAULT_TOKENS, fault_runs, seed) if fault_runs else {}
+        lanes = honest(results, states, budget, runs, seed, workers)
+        limits = search(base, folders["fp8"], budget, FAULT_TOKENS, fault_runs, seed, workers) if fault_runs else {}
     schemes = {one.name: str(one.recipe.get("scheme", "")) for one in results.lanes if one.role == "candidate"}
     return {
         "model": "the shipped small model",
@@ -106,11 +107,12 @@ def main() -> None:
     """Calibrate, print, write; exit code 1 where the gate errs more often than it may."""
     parser = argparse.ArgumentParser(description="How often the gate errs")
     parser.add_argument("--runs", type=int, default=3000, help="draws of an honest conversion, a lane")
-    parser.add_argument("--fault-runs", type=int, default=1000, help="draws of each fault at its limit; 0: no faults")
+    parser.add_argument("--fault-runs", type=int, default=400, help="draws of each fault at its limit; 0: no faults")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")
     parser.add_argument("--out", type=Path, help="everything as JSON")
     parser.add_argument("--ship", type=Path, help="what reports print, as JSON")
     options = parser.parse_args()
-    found = calibrate(options.runs, options.fault_runs)
+    found = calibrate(options.runs, options.fault_runs, options.workers)
     for lane, shares in found["lanes"].items():
         print(lane, {status: shares[status] for status in STATUSES}, f"{shares['seconds_a_draw']} s a draw")
         for row in shares["rows"][:5]:

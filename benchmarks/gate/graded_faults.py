@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,11 +150,13 @@ class Search:
     clean: float | None = None  # of the same row without the fault
 
 
-def search(base: Path, folder: Path, budget: Budget, size: int, draws: int, seed: int) -> dict[str, Search]:
+def search(
+    base: Path, folder: Path, budget: Budget, size: int, draws: int, seed: int, workers: int
+) -> dict[str, Search]:
     """Every fault's detection limit in an FP8 conversion, over `draws` draws of about `size` tokens."""
     found = {name: Search() for name in FAULTS}
     first = [(name, one) for name, fault in FAULTS.items() for one in fault.strengths]
-    coarse, _ = _outcomes(base, folder, budget, size, draws // 4, seed, first)
+    coarse, _ = _outcomes(base, folder, budget, size, max(1, draws // 8), seed, first, workers)
     for (name, strength), outcomes in coarse.items():
         found[name].shares[strength] = outcomes.share("fail")
     for one in found.values():
@@ -163,7 +164,7 @@ def search(base: Path, folder: Path, budget: Budget, size: int, draws: int, seed
     open_ = dict(found)
     for _ in range(TRIES):
         asked = [(name, one.limit) for name, one in open_.items()]
-        outcomes_by, results = _outcomes(base, folder, budget, size, draws, seed + 1, asked)
+        outcomes_by, results = _outcomes(base, folder, budget, size, draws, seed + 1, asked, workers)
         for (name, strength), outcomes in outcomes_by.items():
             one = found[name]
             one.shares[strength], one.confirmed = outcomes.share("fail"), outcomes
@@ -208,7 +209,14 @@ def _lane(name: str, strength: float) -> str:
 
 
 def _outcomes(
-    base: Path, folder: Path, budget: Budget, size: int, draws: int, seed: int, asked: list[tuple[str, float]]
+    base: Path,
+    folder: Path,
+    budget: Budget,
+    size: int,
+    draws: int,
+    seed: int,
+    asked: list[tuple[str, float]],
+    workers: int = 1,
 ) -> tuple[dict[tuple[str, float], Outcomes], Results]:
     """One comparison with a lane for each fault and strength, then the draws of each."""
     faults = {_lane(name, strength): (FAULTS[name].put, strength) for name, strength in asked}
@@ -226,8 +234,7 @@ def _outcomes(
     with patch.object(comparison._Comparison, "open", open_faulty):
         folders = dict.fromkeys(("fp8", *faults), folder)
         results = comparison.compare(base, folders, tokens=size, live=LiveSettings(prompts=0), keep=states)
-    source = np.random.default_rng(seed)
     found = {}
     for name, strength in asked:
-        found[name, strength] = Gate(results, states, _lane(name, strength), budget).outcomes(draws, source)
+        found[name, strength] = Gate(results, states, _lane(name, strength), budget).outcomes(draws, seed, workers)
     return found, results

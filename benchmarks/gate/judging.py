@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from qconvert_reports.drift import judge
 
 # What `suspicion` reads besides the rows of the budget.
 SUSPICIOUS = ("logits.kl_max", "weights.relative_error", "weights.quantized_tensors")
+PART = 50  # draws that a worker makes at a time
 STATUSES = ("pass", "fail", "inconclusive")
 
 
@@ -27,6 +30,15 @@ class Outcomes:
     rows: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
     held: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # intervals that hold the record's value
     intervals: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+    def add(self, other: Outcomes) -> None:
+        """Those of further runs."""
+        self.runs += other.runs
+        self.whole += other.whole
+        self.held += other.held
+        self.intervals += other.intervals
+        for row, count in other.rows.items():
+            self.rows.setdefault(row, Counter()).update(count)
 
     def share(self, status: str) -> float:
         """Of all runs."""
@@ -86,9 +98,21 @@ class Gate:
         self.lane.check()
         self._add(Outcomes(), self.lane.measure(*self.lane.all()))
 
-    def outcomes(self, runs: int, source: np.random.Generator) -> Outcomes:
-        """Of `runs` draws."""
+    def outcomes(self, runs: int, seed: int, workers: int = 1) -> Outcomes:
+        """Of `runs` draws; the same ones for any number of workers, since each PART of them has a seed of its own."""
+        parts = [(seed, number, min(PART, runs - start)) for number, start in enumerate(range(0, runs, PART))]
         found = Outcomes()
+        if workers == 1:
+            for part in parts:
+                found.add(self._part(*part))
+            return found
+        with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # forked: the states are not sent
+            for one in pool.map(self._part, *zip(*parts, strict=True)):
+                found.add(one)
+        return found
+
+    def _part(self, seed: int, number: int, runs: int) -> Outcomes:
+        source, found = np.random.default_rng((seed, number)), Outcomes()
         for _ in range(runs):
             self._add(found, self.lane.measure(*self.lane.draw(source)))
         return found
