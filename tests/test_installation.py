@@ -171,3 +171,13 @@ def test_each_room_imports_what_its_extra_brings(monkeypatch: pytest.MonkeyPatch
 
 def test_versions_are_looked_up_of_what_is_there() -> None:
     assert set(MEASURED_WITH) <= requirements("evals")
+
+
+def test_safetensors_are_opened_in_one_folder() -> None:
+    opened = {
+        file.parent.relative_to(ROOT).as_posix()
+        for room in ROOMS
+        for file in (ROOT / room).rglob("*.py")
+        if "safetensors" in imported(file)
+    }
+    assert opened == {"qconvert/checkpoint"}

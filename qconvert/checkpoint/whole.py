@@ -9,6 +9,7 @@ checked: the library takes a name that appears twice, and its refusals name neit
 """
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,7 +23,7 @@ class OpenShards:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._open: dict[str, safe_open] = {}
+        self._open: dict[str, Any] = {}  # safe_open, whose methods have no types
 
     def read(self, info: TensorInfo) -> Tensor:
         """The tensor that a checked header has described; a UserError if the file is no longer what it was."""
