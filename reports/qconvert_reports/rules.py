@@ -2,11 +2,11 @@
 
     bound                            holds where
     max, min                         value <= L, value >= L
+    max_abs                          |value| <= L
     max_difference_from_base, min_…  value - BF16's value <= L, >= L        (paired where the record holds the pairs)
     max_abs_difference_from_base     |value - BF16's value| <= L
     max_times_noise, min_…           value <= L |noise floor|, >= L |noise floor|
     max_abs_times_noise              |value| <= L |noise floor|
-    max_abs_difference_from_other    |value - value of the lane's measurement `other`| <= L
 
 Two-sided rows are for numbers that should not move at all: a broken verifier accepts too much, not too little. A noise
 floor has a sign where the measurement has one (a difference), and only its size is a scale.
@@ -20,18 +20,18 @@ from fnmatch import fnmatchcase
 from qconvert_reports.labels import conditions
 
 AT_MOST, AT_LEAST, WITHIN = "<=", ">=", "within"
-VALUE, DIFFERENCE, NOISE, OTHER = "value", "difference", "noise", "other"
+VALUE, DIFFERENCE, NOISE = "value", "difference", "noise"
 # Bound key -> (side of the bound that is allowed, what is held against it).
 BOUNDS: dict[str, tuple[str, str]] = {
     "max": (AT_MOST, VALUE),
     "min": (AT_LEAST, VALUE),
+    "max_abs": (WITHIN, VALUE),
     "max_difference_from_base": (AT_MOST, DIFFERENCE),
     "min_difference_from_base": (AT_LEAST, DIFFERENCE),
     "max_abs_difference_from_base": (WITHIN, DIFFERENCE),
     "max_times_noise": (AT_MOST, NOISE),
     "min_times_noise": (AT_LEAST, NOISE),
     "max_abs_times_noise": (WITHIN, NOISE),
-    "max_abs_difference_from_other": (WITHIN, OTHER),
 }
 # Unit in a budget -> the units of measurements that it fits, with the factor to each.
 UNITS: dict[str, dict[str, float]] = {
@@ -50,7 +50,7 @@ UNITS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a budget; `other` and `other_slice` only for a bound against another measurement of the lane."""
+    """One row of a budget."""
 
     section: str
     measurement: str
@@ -61,8 +61,6 @@ class Rule:
     unit: str | None = None
     min_n: int = 0
     only_if_base_has: bool = False
-    other: str = ""
-    other_slice: str = "{slice}"
 
     @property
     def name(self) -> str:

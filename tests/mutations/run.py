@@ -1,7 +1,8 @@
 """Put every fault into a conversion of the shipped model (see `reparametrised`), and look what flags it.
 
 All lanes of one comparison share the base's work, so forty faulty lanes cost little more than forty layers each. Faults
-with which a comparison refuses to start get one of their own.
+with which a comparison refuses to start get one of their own, and those of the speculative loop share one in which the
+lanes really decode, beside both clean conversions; it is judged by the row on that loop alone.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from qconvert_evals.speculation import LiveSettings
 from qconvert_reports.budget import default_budget
 from qconvert_reports.drift import settle
 from tests.mutations.folder_faults import Tensors, tensors_changed
-from tests.mutations.registry import FAULTS, Fault
+from tests.mutations.registry import FAULTS, REPLAY, Fault
 
 TOKENS = 4096
+DECODED = LiveSettings(prompts=16)  # of as many documents
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 CLEAN = ("clean-fp8", "clean-int4", "bf16-again")
 # What BF16 beside itself has to show.
 ZERO = (
     "logits.kl_mean", "logits.kl_max", "logits.ln_ppl_ratio", "hidden.relative_error", "weights.relative_error_max",
     "mtp.acceptance_greedy_difference", "mtp.acceptance_sampled_difference", "mtp.accept_length_difference",
+    "mtp.acceptance_sampled_greedy_drafts_difference",
 )  # fmt: skip
 ONE = ("logits.top1_agreement", "logits.top5_overlap", "router.set_match", "router.top1_match")
 
@@ -76,13 +79,23 @@ def run(work: Path, faults: Sequence[Fault] = FAULTS, tokens: int = TOKENS) -> t
             found[fault.name].refused = _refusal(base, folder)
         else:
             folders[fault.name] = folder
-    results = _compare(base, folders, {fault.name: fault for fault in faults}, tokens)
+    by_name = {fault.name: fault for fault in faults}
+    decoded = {name: folders.pop(name) for name, fault in by_name.items() if fault.live}
+    results = _compare(base, folders, by_name, tokens, LiveSettings(prompts=0))
+    _note(found, results)
+    if decoded:
+        clean_lanes = {name: folders[name] for name in CLEAN[:2]}
+        _note(found, _compare(base, clean_lanes | decoded, by_name, TOKENS, DECODED), only=REPLAY)
+    return found, results
+
+
+def _note(found: Mapping[str, Flags], results: Results, only: str = "") -> None:
+    """Which rows failed or decided nothing, by lane."""
     assert results.verdict is not None
     for row in results.verdict.rows:
         listed = {"fail": found[row.lane].compare, "inconclusive": found[row.lane].inconclusive}.get(row.status)
-        if listed is not None and row.measurement not in listed:
+        if listed is not None and row.measurement not in listed and only in ("", row.measurement):
             listed.append(row.measurement)
-    return found, results
 
 
 def reparametrised(folder: Path) -> Path:
@@ -123,7 +136,9 @@ def _refusal(base: Path, folder: Path) -> str:
     return ""
 
 
-def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault], tokens: int) -> Results:
+def _compare(
+    base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault], tokens: int, live: LiveSettings
+) -> Results:
     """One comparison of everything; faults of whoever runs the files are put in behind all checks."""
     opened = comparison._Comparison.open
 
@@ -136,7 +151,7 @@ def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault
         return made
 
     with patch.object(comparison._Comparison, "open", open_faulty):
-        results = comparison.compare(base, folders, tokens=tokens, live=LiveSettings(prompts=0))
+        results = comparison.compare(base, folders, tokens=tokens, live=live)
     settle(results, default_budget())
     return results
 
