@@ -76,7 +76,7 @@ def _chain(accepted: Array, reached: Array, documents: Index) -> tuple[float, Ar
 
 
 def _estimate(value: float, influence: Array, documents: Index, n: int, largest: int = 1) -> Estimate:
-    """Bounds within [0, largest]; where every draft went the same way prompts have no spread: Wilson's, counting them."""
+    """Bounds within [0, largest]; where every draft went the same way, Wilson's on the number of prompts."""
     if not math.isfinite(value):
         return statistics.NOTHING
     one = statistics.linearised(value, influence, documents)
