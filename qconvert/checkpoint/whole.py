@@ -32,7 +32,7 @@ class OpenShards:
             if shard is None:  # two threads may both open it: one of the two is kept
                 opened = safe_open(self._root / info.file, framework="pt", backend="pread")
                 shard = self._open.setdefault(info.file, opened)
-            tensor: Tensor = shard.get_tensor(info.name)  # type: ignore[no-untyped-call]
+            tensor: Tensor = shard.get_tensor(info.name)
         except (SafetensorError, OSError) as error:
             raise _changed(info, first_line(error)) from error
         if tuple(tensor.shape) != info.shape or tensor.dtype != TORCH_TYPES[info.dtype]:
