@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # The lock file binds what is installed, and what builds it: older pips read the first for both, newer ones the second.
 LOCKED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-.PHONY: demo drift calibrate test check mutations actionlint smoke bench lock clean setup setup-demo
+.PHONY: demo drift calibrate test test-fast check mutations actionlint smoke bench lock clean setup setup-demo
 
 setup: $(ALL)
 setup-demo: $(DEMO)
@@ -52,6 +52,10 @@ calibrate: $(DEMO)
 test: $(ALL)
 	$(BIN)/python -m pytest
 
+# What takes seconds alone is left out: whole comparisons, the compiler, most of the interpreted kernels.
+test-fast: $(ALL)
+	$(BIN)/python -m pytest -m "not slow"
+
 check: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,9 +74,9 @@ EXTRAS ?= core evals data tasks kernels all
 smoke:
 	.ci/smoke $(EXTRAS)
 
-# Some forty faults, each put into a conversion of the shipped model, and what flags it (docs/mutations.md).
+# Some forty faults, each put into a conversion of the shipped model, and what flags it; compared with docs/mutations.md.
 mutations: $(ALL)
-	$(BIN)/python -m tests.mutations docs/mutations.md
+	$(BIN)/python -m tests.mutations
 
 bench: $(ALL)
 	$(BIN)/python benchmarks/quantize_beside_cp.py

@@ -30,11 +30,11 @@ from qconvert_evals.data import Document, load_documents
 from qconvert_evals.identity import check_comparable, head_fault, identities, model_figures
 from qconvert_evals.lanes import check_length, noise_lanes, open_lanes, with_floors
 from qconvert_evals.metrics import acceptance, hidden, logits, router
-from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
 from qconvert_evals.results import Results, is_noise, reference_of
+from qconvert_evals.sampling import Sampling, read_sampling
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
@@ -127,6 +127,7 @@ class _Comparison:
     stages: _Stages
     faults: dict[str, str]  # lane -> why it has no usable MTP head
     benchmarks: Benchmarks | None
+    sampling: Sampling  # of the base's generation_config.json, for all lanes
     found: list[Found] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     states: list[object] = field(default_factory=list)  # of the metrics over tokens
@@ -162,7 +163,8 @@ class _Comparison:
         large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
         asked = settings.tasks
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
-        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
+        sampling = read_sampling(lane.weights.checkpoint.root)
+        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks, sampling)
 
     @property
     def candidates(self) -> list[Lane]:
@@ -221,7 +223,7 @@ class _Comparison:
         """Acceptance on the documents' text; a lane that lost its head is measured as missing, with the reason."""
         steps, able = self.settings.draft_tokens, [track for track in others if track.lane.name not in self.faults]
         tick = self.stages.begin("drafts", len(able) + 1)
-        states = drafting.measure(base, able, self.corpus.batches, steps, tick)
+        states = drafting.measure(base, able, self.corpus.batches, steps, self.sampling, tick)
         self.states += states.values()
         for lane in (self.base, *self.others):
             state = states.get(lane.name)
@@ -232,17 +234,18 @@ class _Comparison:
                 self.found.append(acceptance.result(state, against))
 
     def _live(self) -> None:
+        """Real decoding of every lane that is served; a noise lane's own text would be no floor for another's."""
         settings, steps = self.settings.live, self.settings.draft_tokens
-        lanes = (self.base, *self.others)
+        lanes = [self.base, *self.candidates]
         tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
         for lane in lanes:
             why = self._headless(lane) or _too_large(lane)
             if why:
-                self.found.append(live_metric.absent(lane.name, steps, why))
+                self.found += speculation.absent(lane.name, steps, why)
                 continue
-            counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
-            self.states += [counted, forced]
-            self.found += [live_metric.result(counted), acceptance.result(forced)]
+            seen = speculation.measure(lane, self.corpus, steps, self.sampling, settings, tick)
+            self.states += [seen.live, seen.forced, seen.replay]
+            self.found += seen.found()
 
     def _headless(self, lane: Lane) -> str:
         """Why a lane cannot draft, "" if it can."""
@@ -280,6 +283,7 @@ class _Comparison:
             "draft_tokens": settings.draft_tokens,
             "device": describe(settings.device),
             "yarn": settings.yarn,
+            "sampling": self.sampling.record(),
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
 

@@ -17,6 +17,7 @@ from qconvert_evals.corpus import Batch
 from qconvert_evals.metrics import acceptance
 from qconvert_evals.metrics.acceptance import AcceptanceState
 from qconvert_evals.predictions import row_logits, row_slices
+from qconvert_evals.sampling import Sampling
 from qconvert_evals.trunk import Track, observe_routes
 from qconvert_reference.lane import Lane
 from qconvert_reference.moe import RouterTrace
@@ -24,7 +25,12 @@ from qconvert_reference.mtp import MtpHead
 
 
 def measure(
-    base: Track, others: Sequence[Track], batches: Sequence[Batch], steps: int, tick: Callable[[], None]
+    base: Track,
+    others: Sequence[Track],
+    batches: Sequence[Batch],
+    steps: int,
+    sampling: Sampling,
+    tick: Callable[[], None],
 ) -> dict[str, AcceptanceState]:
     """Acceptance of every lane that has a head, by lane name; routes go into the tracks' router states."""
     states: dict[str, AcceptanceState] = {}
@@ -34,7 +40,8 @@ def measure(
         head = track.lane.mtp()
         if head is None:
             continue
-        state = states[track.lane.name] = AcceptanceState(track.lane.name, track.router.domains, steps)
+        state = AcceptanceState(track.lane.name, track.router.domains, steps, sampling=sampling)
+        states[track.lane.name] = state
         for number, batch in enumerate(batches):
             own = _force(state, track.lane, head, batch, track.normed[number])
             if track.lane.name in leaders:

@@ -202,9 +202,9 @@ def _speculate(model: Model, tokens: list[int], settings: LatencySettings, found
     if model.mtp is None:
         return
     output = generate_speculative(model, tokens, settings.new_tokens, draft_tokens=settings.draft_tokens)
-    found.steps = output.steps
-    if output.steps:
-        found.tokens_per_step = (len(output.tokens) - 1) / output.steps  # the first token comes with the prompt
+    found.steps = len(output.rounds)
+    if len(output.rounds):
+        found.tokens_per_step = (len(output.tokens) - 1) / len(output.rounds)  # the first token comes with the prompt
 
 
 def speed_up(found: Timings, drafts: int) -> float | None:

@@ -15,12 +15,10 @@ File format:
     unit = "nats"                       # optional; "%" and "pp" are hundredths of a fraction; must fit the measurement
     min_n = 1000                        # optional; with fewer samples the row is inconclusive
     only_if_base_has = true             # optional; the row does not apply where BF16 itself has no such measurement
-    other = "mtp.acceptance_greedy"     # for max_abs_difference_from_other: which measurement of the same lane ...
-    other_slice = "{slice},context=x"   # ... and in which slice; "{slice}" (the default) is this measurement's own
     why = "where the bound comes from"  # required: a bound without a reason is a guess
 
-Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: further
-arithmetic between measurements; what deserves a bound deserves a measurement of its own.
+Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: arithmetic between
+measurements of a lane; what deserves a bound deserves a measurement of its own, with its own interval.
 """
 
 from __future__ import annotations
@@ -37,11 +35,11 @@ from typing import Any
 
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity
-from qconvert_reports.rules import BOUNDS, OTHER, OVERLAP, UNITS, WITHIN, Rule
+from qconvert_reports.rules import BOUNDS, OVERLAP, UNITS, WITHIN, Rule
 
 BUDGET_VERSION = 1
 DEFAULT = "budgets/default.toml"  # in the package
-_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "other", "other_slice", "why", *BOUNDS}
+_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "why", *BOUNDS}
 _SECTION_KEYS = {"lanes", "schemes", "rows"}
 
 
@@ -159,13 +157,6 @@ def _rule(section: str, row: Any, place: str) -> Rule:
             where=place,
             found=f"{bounds[0]} = {row[bounds[0]]}",
         )
-    other = _typed(row, "other", str, "", place)
-    if bool(other) != (BOUNDS[bounds[0]][1] == OTHER) or ("other_slice" in row and not other):
-        raise UserError(
-            "`other` belongs to max_abs_difference_from_other, and that bound needs it",
-            where=place,
-            found=f"{bounds[0]} and other = {other!r}",
-        )
     return Rule(
         section=section,
         measurement=row["measurement"],
@@ -176,8 +167,6 @@ def _rule(section: str, row: Any, place: str) -> Rule:
         unit=unit,
         min_n=_typed(row, "min_n", int, 0, place),
         only_if_base_has=_typed(row, "only_if_base_has", bool, False, place),
-        other=other,
-        other_slice=_typed(row, "other_slice", str, "{slice}", place),
     )
 
 

@@ -33,7 +33,7 @@ from qconvert_reports.decision import (
 from qconvert_reports.judged import Judged, judged
 from qconvert_reports.labels import sample_noun, show_difference, show_value
 from qconvert_reports.record import Record
-from qconvert_reports.rules import AT_LEAST, AT_MOST, DIFFERENCE, OTHER, OVERLAP, WITHIN, Rule, slice_matches
+from qconvert_reports.rules import AT_LEAST, AT_MOST, DIFFERENCE, OVERLAP, WITHIN, Rule, slice_matches
 from qconvert_reports.suspicion import too_good
 
 SIGNS = {AT_MOST: "≤", AT_LEAST: "≥", WITHIN: "within ±"}
@@ -104,7 +104,7 @@ def _judge_one(record: Record, rule: Rule, one: Measurement) -> VerdictRow:
     if isinstance(number, str):
         return _row(INCONCLUSIVE, rule.name, one.lane, one.name, one.slice, number, "nothing to hold it against", rule)
     decision = decide(rule, number, one.name)
-    shown = show_difference if rule.against in (DIFFERENCE, OTHER) else show_value
+    shown = show_difference if rule.against == DIFFERENCE or rule.unit == "pp" else show_value
     allowed = shown(number.limit, one.unit).removeprefix("+" if rule.side == WITHIN else "")
     bound = f"{SIGNS[rule.side]} {allowed}{number.note}".replace("± ", "±")
     texts = [shown(part, one.unit) for part in (number.value, number.low, number.high)]

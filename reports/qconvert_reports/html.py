@@ -27,6 +27,7 @@ TILES = (
     ("router.set_match", ("feed=local", "all")),
     ("mtp.acceptance_greedy", ("position=1",)),
     ("mtp.accept_length", ("all",)),
+    ("mtp.accept_length_live", ("all",)),
     ("weights.relative_error", ("all",)),
 )
 

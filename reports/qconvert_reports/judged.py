@@ -1,7 +1,7 @@
 """The number that a bound is held against, with its interval and the bound in its unit.
 
-`difference` rows use the paired measurement `<name>_difference` where the record holds one. Otherwise, and for rows
-against another measurement, the interval of the difference is
+`difference` rows use the paired measurement `<name>_difference` where the record holds one. Otherwise the interval of
+the difference is
 
     d - sqrt((c - c_low)^2 + (b_high - b)^2)  ..  d + sqrt((c_high - c)^2 + (b - b_low)^2)   (Newcombe, square-and-add)
 
@@ -24,7 +24,7 @@ from math import hypot
 from qconvert_evals.results import Measurement
 from qconvert_reports.record import Record
 from qconvert_reports.routing_noise import expected_overlap
-from qconvert_reports.rules import DIFFERENCE, NOISE, OTHER, OVERLAP, Rule
+from qconvert_reports.rules import DIFFERENCE, NOISE, OVERLAP, Rule
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ def judged(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged
     assert one.value is not None  # `covered` returns nothing else
     if rule.against == DIFFERENCE:
         return _from_base(record, one, limit)
-    if rule.against == OTHER:
-        return _from_other(record, rule, one, limit)
     note = ""
     if rule.against == OVERLAP:
         if record.router is None:
@@ -87,14 +85,6 @@ def _from_base(record: Record, one: Measurement, limit: float) -> Judged | str:
     if base is None:
         return f"not judged: {record.base} has no such measurement to subtract"
     return _independent(one, base, limit, note, 0.0, record.noise_of_value(one))
-
-
-def _from_other(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged | str:
-    at = rule.other_slice.replace("{slice}", one.slice)
-    other = record.measured(rule.other, one.lane, at)
-    if other is None:
-        return f"not judged: {one.lane} has no {rule.other} ({at}) to compare it with"
-    return _independent(one, other, limit, f" against {rule.other} ({at})", None, 0.0)
 
 
 def _independent(

@@ -227,7 +227,7 @@ def acceptance(results: Results) -> list[Plot]:
             axes.set_xlabel("draft step")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
-        title = f"Draft acceptance, {domain}" if domain else "Draft acceptance, all text"
+        title = f"Draft acceptance, teacher-forced, {domain or 'all text'}"
         plots.append(draw_plot(title, "", draw, len(lines)))
     return plots
 

@@ -67,4 +67,4 @@ def _along(x: float, points: list[tuple[float, float]]) -> float:
     right = next((number for number in range(1, len(points)) if x <= points[number][0]), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]
     power = math.log(y1 / y0) / math.log(x1 / x0)
-    return y0 * (x / x0) ** power
+    return float(y0 * (x / x0) ** power)

@@ -2,11 +2,11 @@
 
     bound                            holds where
     max, min                         value <= L, value >= L
+    max_abs                          |value| <= L
     max_difference_from_base, min_…  value - BF16's value <= L, >= L        (paired where the record holds the pairs)
     max_abs_difference_from_base     |value - BF16's value| <= L
     max_times_noise, min_…           value <= L |noise floor|, >= L |noise floor|
     max_abs_times_noise              |value| <= L |noise floor|
-    max_abs_difference_from_other    |value - value of the lane's measurement `other`| <= L
     min_overlap_at_noise             value >= expected overlap of k of E experts whose logits get relative noise L, with
                                      the model's own k and E (`routing_noise`)
 
@@ -23,18 +23,18 @@ from functools import lru_cache
 from qconvert_reports.labels import conditions
 
 AT_MOST, AT_LEAST, WITHIN = "<=", ">=", "within"
-VALUE, DIFFERENCE, NOISE, OTHER, OVERLAP = "value", "difference", "noise", "other", "overlap"
+VALUE, DIFFERENCE, NOISE, OVERLAP = "value", "difference", "noise", "overlap"
 # Bound key -> (side of the bound that is allowed, what is held against it).
 BOUNDS: dict[str, tuple[str, str]] = {
     "max": (AT_MOST, VALUE),
     "min": (AT_LEAST, VALUE),
+    "max_abs": (WITHIN, VALUE),
     "max_difference_from_base": (AT_MOST, DIFFERENCE),
     "min_difference_from_base": (AT_LEAST, DIFFERENCE),
     "max_abs_difference_from_base": (WITHIN, DIFFERENCE),
     "max_times_noise": (AT_MOST, NOISE),
     "min_times_noise": (AT_LEAST, NOISE),
     "max_abs_times_noise": (WITHIN, NOISE),
-    "max_abs_difference_from_other": (WITHIN, OTHER),
     "min_overlap_at_noise": (AT_LEAST, OVERLAP),
 }
 # Unit in a budget -> the units of measurements that it fits, with the factor to each.
@@ -54,7 +54,7 @@ UNITS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a budget; `other` and `other_slice` only for a bound against another measurement of the lane."""
+    """One row of a budget."""
 
     section: str
     measurement: str
@@ -65,8 +65,6 @@ class Rule:
     unit: str | None = None
     min_n: int = 0
     only_if_base_has: bool = False
-    other: str = ""
-    other_slice: str = "{slice}"
 
     @property
     def name(self) -> str:

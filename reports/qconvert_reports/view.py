@@ -30,8 +30,9 @@ SUMMARY = (
     ("same top token", "logits.top1_agreement", ("all",)),
     ("perplexity ratio", "logits.ppl_ratio", ("all",)),
     ("same experts", "router.set_match", ("feed=local", "all")),
-    ("draft step 1", "mtp.acceptance_greedy", ("position=1",)),
-    ("tokens per step", "mtp.accept_length", ("all",)),
+    ("draft step 1, forced", "mtp.acceptance_greedy", ("position=1",)),
+    ("tokens per step, forced", "mtp.accept_length", ("all",)),
+    ("tokens per step, live", "mtp.accept_length_live", ("all",)),
     ("weight error", "weights.relative_error", ("all",)),
 )
 
@@ -119,7 +120,7 @@ def domain_table(index: Index) -> Table:
         ("same top token", "logits.top1_agreement", "{}"),
         ("perplexity ratio", "logits.ppl_ratio", "{}"),
         ("same experts", "router.set_match", "{},feed=local"),
-        ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
+        ("draft step 1, forced", "mtp.acceptance_greedy", "position=1,{}"),
     )
     return _by_lane(index, "By domain", index.slices("logits.kl_mean", "domain"), columns)
 
@@ -131,8 +132,8 @@ def position_table(index: Index) -> Table:
         ("same top token", "logits.top1_agreement", "{}"),
         ("perplexity ratio", "logits.ppl_ratio", "{}"),
         ("same experts", "router.set_match", "{},feed=local"),
-        ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
-        ("tokens per step", "mtp.accept_length", "{}"),
+        ("draft step 1, forced", "mtp.acceptance_greedy", "position=1,{}"),
+        ("tokens per step, forced", "mtp.accept_length", "{}"),
     )
     return _by_lane(index, "By position in the context", index.slices("logits.kl_mean", "at"), columns)
 
@@ -196,25 +197,49 @@ def _placed(place: str, slice_: str) -> str:
 
 
 def acceptance_tables(index: Index) -> list[Table]:
-    """Acceptance on the documents' text by domain, then in real decoding beside the same text teacher-forced."""
-    greedy, sampled, live = (f"mtp.acceptance_{kind}" for kind in ("greedy", "sampled", "live"))
+    """Acceptance teacher-forced on the documents' text, greedy and as a sampling server would print it; then in real
+    decoding, beside the same text teacher-forced."""
+    greedy, drawn, overlap, live = (
+        f"mtp.acceptance_{kind}" for kind in ("greedy", "sampled_greedy_drafts", "sampled", "live")
+    )
     steps = [at.removeprefix("position=") for at in index.slices(greedy, "position")]
     domains = ["all", *index.slices("mtp.accept_length", "domain")]
-    text = [(f"greedy {step}", greedy, f"position={step},{{}}") for step in steps]
-    text += [
-        ("tokens per step", "mtp.accept_length", "{}"),
-        *(("sampled 1", sampled, "position=1,{}") for _ in steps[:1]),
+
+    def each(head: str, name: str, more: str = "") -> list[tuple[str, str, str]]:
+        return [(f"{head} {step}", name, f"position={step},{{}}{more}") for step in steps]
+
+    text = [*each("draft", greedy), ("tokens per step", "mtp.accept_length", "{}")]
+    sampled = [
+        *each("greedy draft", drawn),
+        ("tokens per step", "mtp.accept_length_sampled_greedy_drafts", "{}"),
+        *each("sampled draft", overlap),
+        ("tokens per step, sampled drafts", "mtp.accept_length_sampled", "{}"),
     ]
-    real = [(f"live {step}", live, f"position={step},{{}}") for step in steps]
-    real += [(f"forced {step}", greedy, f"position={step},{{}},context=generated") for step in steps]
-    real += [
+    real = [
+        *each("live", live),
+        *each("forced", greedy, ",context=generated"),
         ("tokens per step, live", "mtp.accept_length_live", "{}"),
         ("forced", "mtp.accept_length", "{},context=generated"),
+        ("draft 1, live − replayed", "mtp.live_replay_gap", "position=1,{}"),
+        ("prompts replayed exactly", "mtp.live_replay_exact", "{}"),
     ]
     return [
-        _by_lane(index, "On the documents' text", domains, text, with_base=True),
+        _by_lane(index, "Greedy, teacher-forced on the documents' text", domains, text, with_base=True),
+        _by_lane(index, f"Sampling{_how(index)}, teacher-forced on the same text", domains, sampled, with_base=True),
         _by_lane(index, "In real decoding, beside the same text teacher-forced", ["all"], real, with_base=True),
     ]
+
+
+def _how(index: Index) -> str:
+    """What greedy drafts are accepted under, as far as the record says so."""
+    sampling = index.results.tool.get("sampling")
+    if not sampling:
+        return ""
+    words = [f"temperature {sampling['temperature']:g}"]
+    words += [f"top-k {sampling['top_k']}"] if sampling["top_k"] > 0 else []
+    words += [f"top-p {sampling['top_p']:g}"] if sampling["top_p"] < 1 else []
+    unread = f"; not applied: {', '.join(sampling['unread'])}" if sampling["unread"] else ""
+    return f" (greedy drafts at {', '.join(words)}{unread})"
 
 
 def weights_table(index: Index) -> Table:

@@ -103,9 +103,34 @@ def test_quantization_shows_everywhere_and_more_than_noise(healthy: Results) -> 
     assert value(healthy, "router.set_match", at="feed=local") > value(healthy, "router.set_match", at="feed=free")
     assert value(healthy, "weights.kept_changed") == value(healthy, "weights.missing_tensors") == 0
     assert value(healthy, "weights.relative_error_max", at="kind=mlp.gate") == 0
-    for position in ("position=1", "position=2"):
-        assert value(healthy, "mtp.acceptance_live", "bf16", position) >= 0
-        assert value(healthy, "mtp.acceptance_greedy", "bf16", f"{position},context=generated") >= 0
+
+
+@pytest.mark.parametrize("lane", ["bf16", "bf16-noise", "fp8"])
+def test_acceptance_adds_up_in_a_real_record(healthy: Results, lane: str) -> None:
+    lengths = {"greedy": "mtp.accept_length"}
+    for kind in ("greedy", "sampled_greedy_drafts", "sampled"):
+        name, length = f"mtp.acceptance_{kind}", lengths.get(kind, f"mtp.accept_length_{kind}")
+        first, second = (value(healthy, name, lane, f"position={step}") for step in (1, 2))
+        assert value(healthy, length, lane) == pytest.approx(1 + first + second)
+        assert first >= second
+        if lane == "fp8":
+            change = value(healthy, f"{name}_difference", lane, "position=1")
+            assert change == pytest.approx(first - value(healthy, name, "bf16", "position=1"), abs=1e-12)
+    overlap, drawn = (f"mtp.acceptance_{kind}" for kind in ("sampled", "sampled_greedy_drafts"))
+    assert 0 < value(healthy, drawn, lane, "position=2") < value(healthy, drawn, lane, "position=1") < 1
+    assert 0 < value(healthy, overlap, lane, "position=2") < value(healthy, overlap, lane, "position=1") < 1
+
+
+@pytest.mark.parametrize("lane", ["bf16", "fp8"])
+def test_live_counts_are_of_the_tokens_written(healthy: Results, lane: str) -> None:
+    """Two prompts of 8 tokens: each round writes one token and what it kept, behind the prompt's first."""
+    rounds = healthy.find("mtp.live_replay_gap", lane, "position=1")
+    first = healthy.find("mtp.acceptance_live", lane, "position=1")
+    assert rounds is not None and first is not None and first.value is not None
+    assert 2 <= rounds.n <= first.n <= 2 * 7
+    kept = first.value * first.n
+    assert kept == pytest.approx(round(kept))
+    assert first.n + kept <= 2 * 7
 
 
 def test_record_is_complete_and_round_trips(healthy: Results, pair: tuple[Path, Path]) -> None:

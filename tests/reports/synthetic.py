@@ -72,12 +72,15 @@ class _Maker:
                 value = 0.78 - 0.13 * (step - 1) - 0.03 * number - drop
                 self.add("mtp.acceptance_greedy", lane, at, value, "fraction", 0.008, 9000)
                 self.add("mtp.acceptance_sampled", lane, at, value - 0.02, "fraction", 0.007, 9000)
+                self.add("mtp.acceptance_sampled_greedy_drafts", lane, at, value - 0.2, "fraction", 0.007, 9000)
         for number, stretch in enumerate(self.stretches):
             value = 0.78 + 0.01 * number - drop
             self.add("mtp.acceptance_greedy", lane, f"position=1,at={stretch}", value, "fraction", 0.01, 4000)
             self.add("mtp.accept_length", lane, f"at={stretch}", 2.31 + 0.02 * number - 3 * drop, "tokens", 0.04, 4000)
         self.add("mtp.accept_length", lane, "all", 2.31 - 3 * drop, "tokens", 0.03, 9000)
         self.add("mtp.acceptance_live", lane, "position=1", 0.77 - drop, "fraction", 0.02, 1200)
+        self.add("mtp.accept_length_live", lane, "all", 2.5 - 3 * drop, "tokens", 0.1, 1200)
+        self.add("mtp.live_replay_gap", lane, "position=1", 0.0, "fraction", 0.012, 1200)
         self.add("mtp.acceptance_greedy", lane, "position=1,context=generated", 0.78 - drop, "fraction", 0.02, 3000)
 
     def candidate(self, lane: str, layers: int, steps: int) -> None:

@@ -53,6 +53,13 @@ if TYPE_CHECKING:
     "--draft-tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Draft steps of the MTP head."
 )
 @click.option(
+    "--live-prompts",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    help="Prompts to decode for real, drafting; 0: none.",
+)
+@click.option(
     "--activations",
     type=click.Choice(["auto", "none", "fp8-group128", "fp8-token"]),
     default="auto",
@@ -81,9 +88,9 @@ if TYPE_CHECKING:
 def compare(
     ctx: click.Context, base: str, fp8: str | None, int4: str | None,
     candidates: tuple[tuple[str, str], ...], data: str | None,
-    tokens: int, seq_len: int, draft_tokens: int, activations: str, weight_only: bool, tasks: TaskSettings | None,
-    kernels: str, device: str, yarn: float | None, budget_file: Path | None, baseline: Path | None,
-    gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None,
+    tokens: int, seq_len: int, draft_tokens: int, live_prompts: int, activations: str, weight_only: bool,
+    tasks: TaskSettings | None, kernels: str, device: str, yarn: float | None, budget_file: Path | None,
+    baseline: Path | None, gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None,
     min_margin: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how far conversions drift from BF16, and judge it."""
@@ -98,6 +105,7 @@ def compare(
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.compare import compare as run
         from qconvert_evals.data import load_documents
+        from qconvert_evals.speculation import LiveSettings
         from qconvert_reports.stages import StageProgress
     paths = {name: resolve_source(source) for name, source in sources.items()}
     with StageProgress() as progress:
@@ -108,6 +116,7 @@ def compare(
             tokens=tokens,
             seq_len=seq_len,
             draft_tokens=draft_tokens,
+            live=LiveSettings(prompts=live_prompts),
             activations=chosen,
             tasks=tasks,
             kernels=kernels,
