@@ -3,6 +3,8 @@
 All faulty lanes are candidates of one comparison and share the base's work; faults with which a comparison refuses to
 start get one of their own. Lanes without a fault are compared apart, over eight texts of each kind and more tokens: a
 fault has to be seen, which takes little text; health has to be certain, on every machine.
+Faults of the speculative loop share a comparison in which the lanes really decode, beside both clean conversions; it is
+judged by the row on that loop alone.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from qconvert_evals.speculation import LiveSettings
 from qconvert_reports.budget import default_budget
 from qconvert_reports.drift import settle
 from tests.mutations.folder_faults import Tensors, tensors_changed
-from tests.mutations.registry import FAULTS, Fault
+from tests.mutations.registry import FAULTS, REPLAY, Fault
 
 TOKENS, CLEAN_TOKENS = 2048, 8192
+DECODED, NOT_DECODED = LiveSettings(prompts=16), LiveSettings(prompts=0)  # of as many documents
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 COUNTED = "weights."
 # Half-widths of an interval between it and the bound: another order of sums moves an end by a few hundredths of that.
@@ -38,6 +41,7 @@ CLEAN = ("clean-fp8", "clean-int4", "bf16-again")
 ZERO = (
     "logits.kl_mean", "logits.kl_max", "logits.ln_ppl_ratio", "hidden.relative_error", "weights.relative_error_max",
     "mtp.acceptance_greedy_difference", "mtp.acceptance_sampled_difference", "mtp.accept_length_difference",
+    "mtp.acceptance_sampled_greedy_drafts_difference",
 )  # fmt: skip
 ONE = ("logits.top1_agreement", "logits.top5_overlap", "router.set_match", "router.top1_match")
 
@@ -91,18 +95,25 @@ def run(
             found[fault.name].refused = _refusal(base, folder)
         else:
             folders[fault.name] = folder
+    by_name = {fault.name: fault for fault in faults}
+    decoded = {name: folders.pop(name) for name, fault in by_name.items() if fault.live}
     if folders:
-        _flag(_compare(base, folders, {fault.name: fault for fault in faults}, tokens), found)
+        _flag(_compare(base, folders, by_name, tokens), found)
     healthy = {"clean-fp8": clean["fp8"], "clean-int4": clean["int4"], "bf16-again": base}
     results = _compare(base, healthy, {}, clean_tokens)
     _flag(results, found)
+    if decoded:
+        pair = {name: healthy[name] for name in CLEAN[:2]}
+        _flag(_compare(base, pair | decoded, by_name, clean_tokens, DECODED), found, only=REPLAY)
     return found, results
 
 
-def _flag(results: Results, found: Mapping[str, Flags]) -> None:
-    """Rows of the verdict that did not pass, by measurement."""
+def _flag(results: Results, found: Mapping[str, Flags], only: str = "") -> None:
+    """Rows of the verdict that did not pass, by measurement; `only` those of one."""
     assert results.verdict is not None
     for row in results.verdict.rows:
+        if only not in ("", row.measurement):
+            continue
         flags = found[row.lane]
         listed = {"fail": flags.compare, "inconclusive": flags.inconclusive}.get(row.status)
         if listed is not None and row.measurement not in listed:
@@ -149,7 +160,9 @@ def _refusal(base: Path, folder: Path) -> str:
     return ""
 
 
-def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault], tokens: int) -> Results:
+def _compare(
+    base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault], tokens: int, live: LiveSettings = NOT_DECODED
+) -> Results:
     """One comparison of everything; faults of whoever runs the files are put in behind all checks."""
     opened = comparison._Comparison.open
 
@@ -162,7 +175,7 @@ def _compare(base: Path, folders: Mapping[str, Path], faults: Mapping[str, Fault
         return made
 
     with patch.object(comparison._Comparison, "open", open_faulty):
-        results = comparison.compare(base, folders, tokens=tokens, live=LiveSettings(prompts=0))
+        results = comparison.compare(base, folders, tokens=tokens, live=live)
     settle(results, default_budget())
     return results
 
