@@ -102,7 +102,7 @@ def _rates(
         at = join(f"position={step + 1}", domain, state.context)
         found.add(name, at, "fraction", statistics.proportion(own[:, step], ones, documents), why)
         if base is not None:
-            change = statistics.mean(own[:, step] - base[:, step], documents)
+            change = statistics.difference(own[:, step], base[:, step], documents)
             found.add(f"{name}_difference", at, "fraction", change, why)
         if kind == "greedy" and step:
             survived = statistics.proportion(own[:, step], own[:, step - 1], documents)
