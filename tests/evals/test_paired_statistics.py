@@ -1,4 +1,4 @@
-"""Tests on pairs against formulas of our own and other libraries, and by simulation where a claim is about how often."""
+"""Tests on pairs against own formulas and other libraries, and by simulation where the claim is a rate."""
 
 import numpy as np
 import pytest

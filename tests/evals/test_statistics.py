@@ -112,7 +112,7 @@ def test_woodruff_of_single_token_documents_is_that_of_a_share() -> None:
 
 
 def test_equal_values_at_the_quantile_belong_to_no_document_first() -> None:
-    """Half of all tokens are 0 in every document alike; the order of equals must not look like a spread of documents."""
+    """Every document has the same values; the order of equals must not look like a spread of documents."""
     values = np.tile(np.repeat([0.0, 1.0, 2.0, 3.0], [4, 2, 1, 1]), 30)
     documents = documents_of([8] * 30)
     for level in (0.3, 0.6, 0.8):
