@@ -6,13 +6,13 @@ What they offer to choose from is read off the file names of the schemes and for
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qconvert.machine import granted_cores
 from qconvert.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def byte_count(ctx: click.Context, option: click.Parameter, value: str) -> int:
 def workers_option(what: str) -> Callable[[Command], Command]:
     """`--workers`, as every command has it that can use several cores."""
     return click.option(
-        "--workers", type=click.IntRange(min=1), default=lambda: min(os.cpu_count() or 1, 8),
-        show_default="one a core, at most 8", help=what,
+        "--workers", type=click.IntRange(min=1), default=lambda: min(granted_cores(), 8),
+        show_default="one a core granted, at most 8", help=what,
     )  # fmt: skip
 
 

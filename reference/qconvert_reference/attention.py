@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qconvert_reference.cache import AttentionState, DraftState
 from qconvert_reference.config import ModelConfig
-from qconvert_reference.linear import Load, Numerics, load_linear, load_tensor
+from qconvert_reference.linear import Load, Numerics, Shared, load_linear, load_tensor
 from qconvert_reference.norm import rms_norm
 from qconvert_reference.rope import Rotary
 
@@ -45,10 +45,12 @@ class Attention:
         """x [B, T, H] -> y [B, T, H]; `start` is the position of the first token."""
         config, (batch, tokens, _) = self.config, x.shape
         heads = (batch, tokens, -1, config.head_dim)
-        query, gate = self.q_proj(x).view(batch, tokens, -1, 2 * config.head_dim).chunk(2, -1)  # each [B, T, heads, hd]
+        shared = Shared(x)
+        # Each [B, T, heads, hd].
+        query, gate = self.q_proj(shared).view(batch, tokens, -1, 2 * config.head_dim).chunk(2, -1)
         query = rms_norm(query, self.q_norm, config.rms_norm_eps).transpose(1, 2)  # [B, heads, T, hd]
-        key = rms_norm(self.k_proj(x).view(heads), self.k_norm, config.rms_norm_eps).transpose(1, 2)
-        value = self.v_proj(x).view(heads).transpose(1, 2)
+        key = rms_norm(self.k_proj(shared).view(heads), self.k_norm, config.rms_norm_eps).transpose(1, 2)
+        value = self.v_proj(shared).view(heads).transpose(1, 2)
         query, key = self.rotary(query, start), self.rotary(key, start)
         if isinstance(state, DraftState):
             attended = attend_as_drafts(query, *state.extend(key, value))

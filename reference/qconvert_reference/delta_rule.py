@@ -26,6 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 32  # tokens; engines take 64, on a CPU the smaller triangles win
+# What has faded to e^-40, a 10^-17th, is nothing beside whatever came later. Its products would be subnormal numbers,
+# each of which costs a CPU a hundred ordinary ones: heads that forget within a token or two halved a layer's speed.
+LEAST = -40.0
 
 
 def recurrent_delta_rule(
@@ -39,10 +42,10 @@ def recurrent_delta_rule(
     outputs = []
     for t in range(v.shape[1]):
         state = state * g[:, t].exp()[..., None, None]
-        answer = (state * k[:, t, :, :, None]).sum(-2)  # S^T k: [B, Hv, dv]
+        answer = (k[:, t, :, None] @ state)[..., 0, :]  # S^T k: [B, Hv, dv]
         correction = beta[:, t, :, None] * (v[:, t] - answer)
-        state = state + k[:, t, :, :, None] * correction[:, :, None, :]
-        outputs.append((state * q[:, t, :, :, None]).sum(-2))
+        state = torch.addcmul(state, k[:, t, :, :, None], correction[:, :, None, :])
+        outputs.append((q[:, t, :, None] @ state)[..., 0, :])
     return torch.stack(outputs, 1), state
 
 
@@ -54,20 +57,21 @@ def chunked_delta_rule(
     q, k = (_chunks(x, chunk, key_heads) for x in (q, k))  # [n, B, Hk, 1, C, dk]
     v, g, beta = (_chunks(x, chunk, key_heads) for x in (v, g[..., None], beta[..., None]))  # [n, B, Hk, R, C, dv or 1]
     total = g.cumsum(-2)  # G
-    grown = total.exp()
+    grown = _faded(total)
     upper = torch.ones(chunk, chunk, dtype=torch.bool, device=v.device).triu(1)
-    decay = (total - total.mT).masked_fill_(upper, float("-inf")).exp_()  # D: [n, B, Hk, R, C, C]
+    decay = _faded((total - total.mT).masked_fill_(upper, float("-inf")))  # D: [n, B, Hk, R, C, C]
     reads = q @ k.mT * decay
     owed = k @ k.mT * beta * decay  # A on and below the diagonal; the solver takes the diagonal to be 1
     one = torch.eye(chunk, dtype=owed.dtype, device=owed.device).expand_as(owed)
     inverse = torch.linalg.solve_triangular(owed, one, upper=False, unitriangular=True) * beta.mT
+    inverse = torch.where(decay > 0, inverse, 0.0)  # of the size of the decay, and nothing where that is nothing
     last = total[..., -1:, :]
     # From here on the heads of all sequences are one dimension: [n, B Hv, C, d].
     flat = (v.shape[0], batch * heads, chunk, -1)
     updates = (inverse @ v).view(flat)  # U
     reach = (inverse * grown.mT @ k).view(flat)  # W
-    k_left, q_grown, reads = (k * (last - total).exp()).view(flat).mT, (q * grown).view(flat), reads.view(flat)
-    faded = last.exp().view(v.shape[0], batch * heads, 1, 1)
+    k_left, q_grown, reads = (k * _faded(last - total)).view(flat).mT, (q * grown).view(flat), reads.view(flat)
+    faded = _faded(last).view(v.shape[0], batch * heads, 1, 1)
     state = v.new_zeros(batch * heads, key_dim, value_dim) if state is None else state.flatten(0, 1)
     outputs = []
     for i in range(v.shape[0]):
@@ -76,6 +80,11 @@ def chunked_delta_rule(
         state = torch.baddbmm(faded[i] * state, k_left[i], corrections)
     out = torch.stack(outputs, 1).view(batch, heads, -1, value_dim)[:, :, :tokens]
     return out.transpose(1, 2), state.view(batch, heads, key_dim, value_dim)
+
+
+def _faded(exponents: Tensor) -> Tensor:
+    """e^x for x <= 0; below LEAST nothing."""
+    return F.threshold(exponents, LEAST, float("-inf")).exp_()
 
 
 def _chunks(x: Tensor, chunk: int, key_heads: int) -> Tensor:

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from qconvert_evals.results import BASE_LANE, reference_of
 from qconvert_reports.labels import show_difference, show_value
-from qconvert_reports.view import Cell, Index, Table, as_cell
+from qconvert_reports.view import Cell, Index, Table, as_cell, lane_words
 
 ALPHA = 0.05
 COLUMNS = ("", "lane", "documents", "BF16", "score", "difference", "finding", "p (Holm)", "recovery", "lost / gained")
-NOISE = "noise floor"
 
 
 def benchmark_tables(index: Index) -> list[Table]:
@@ -44,7 +44,7 @@ def benchmark_lines(index: Index) -> list[str]:
         for row in _rows(index)
         if row.get("asked", True) and not row["noise"]
     ]
-    together = ((lane, found) for lane, found in _pooled(index).items() if lane != index.noise)
+    together = ((lane, found) for lane, found in _pooled(index).items() if lane not in index.noise)
     return lines + [f"{len(found['tasks'])} tasks, {lane}: {pooled_finding(found)}" for lane, found in together]
 
 
@@ -71,7 +71,7 @@ def _concluded(row: dict[str, Any]) -> str:
 
 
 def _rows(index: Index) -> list[dict[str, Any]]:
-    """In the order of tasks, candidates in front of the noise lane."""
+    """In the order of tasks, candidates in front of the noise lanes."""
     record = index.results.figures.get("tasks") or {}
     rows = record.get("rows") or []
     order = list(dict.fromkeys((row["task"], row["metric"], row["filter"]) for row in rows))
@@ -95,7 +95,7 @@ def _pooled_cells(index: Index, lane: str, found: dict[str, Any]) -> list[Cell]:
     dash = Cell("–")
     return [
         Cell(f"{len(found['tasks'])} tasks together"),
-        Cell(NOISE if lane == index.noise else lane),
+        Cell(lane_words(lane, index.noise)),
         Cell(f"{found['n']:,}"),
         *[dash] * 3,
         Cell(pooled_finding(found)),
@@ -119,12 +119,13 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[Cell]:
-    unit, p_value = row["unit"], row.get("p_holm")
+    """A noise lane of a candidate is paired with that candidate, so BF16's score is not in its row."""
+    unit, p_value, lane = row["unit"], row.get("p_holm"), row["lane"]
     flips = "–" if row["lost"] is None else f"{row['lost']} / {row['gained']}"
     return [
-        Cell(NOISE if row["noise"] else row["lane"]),
+        Cell(lane_words(lane, [lane] if row["noise"] else [])),
         Cell(f"{row['n']:,}"),
-        _triple(row["base"], unit),
+        _triple(row["base"], unit) if reference_of(lane) == BASE_LANE else Cell("–"),
         _triple(row["score"], unit),
         _triple(row["difference"], unit, difference=True),
         Cell(finding(row)),
@@ -147,10 +148,10 @@ def _thoughts(index: Index) -> Table:
     table = Table("Thoughts", ("", "lane", "tokens", "cut off"))
     for name in dict.fromkeys(names):
         task = name.removeprefix("bench.").removesuffix(".thought_tokens")
-        for number, lane in enumerate([index.base, *index.candidates, index.noise]):
+        for number, lane in enumerate([index.base, *index.candidates, *index.noise]):
             tokens = index.by_key.get((name, lane, "all"))
             if tokens is not None:
                 cut = index.by_key.get((f"bench.{task}.thought_cut_off", lane, "all"))
-                words = Cell(NOISE if lane == index.noise else lane)
+                words = Cell(lane_words(lane, index.noise))
                 table.rows.append([Cell(task if number == 0 else ""), words, as_cell(tokens), as_cell(cut)])
     return table

@@ -76,12 +76,12 @@ def _chain(accepted: Array, reached: Array, documents: Index) -> tuple[float, Ar
 
 
 def _estimate(value: float, influence: Array, documents: Index, n: int, largest: int = 1) -> Estimate:
-    """Bounds within [0, largest]; those of a certain share where every draft went the same way."""
+    """Bounds within [0, largest]; where every draft went the same way, those of as many trials as prompts."""
     if not math.isfinite(value):
         return statistics.NOTHING
     one = statistics.linearised(value, influence, documents)
     if value in (0.0, largest):
-        return statistics.certain(value / largest, n, documents).mapped(lambda share: largest * share)
+        one = statistics.certain(value / largest, len(np.unique(documents)), documents).mapped(lambda x: largest * x)
     return Estimate(value, n, one.low, one.high).within(0.0, float(largest))
 
 

@@ -59,6 +59,8 @@ def _add(series: dict[Key, Series], task: str, sample: Mapping[str, Any], cluste
     document = sample["doc_id"]
     for metric in sample["metrics"]:
         one = series.setdefault(Key(task, metric, sample["filter"]), Series())
+        if document in one.values:
+            raise ValueError(f"lm-eval gave document {document} of {task}, {metric}, twice")
         one.values[document] = sample[metric]
         one.identities[document] = identity
         if cluster is not None:

@@ -27,7 +27,7 @@ import numpy as np
 from qconvert.errors import UserError
 from qconvert_evals import statistics
 from qconvert_evals.metrics.found import Found
-from qconvert_evals.results import NOISE_LANE
+from qconvert_evals.results import is_noise, reference_of
 from qconvert_evals.statistics import Estimate
 from qconvert_evals.tasks.measure import SAME, Values, merged, score, values_of
 from qconvert_evals.tasks.paired import Pair, pair, pooled
@@ -118,10 +118,11 @@ class Table:
         """All metrics of all tasks and groups."""
         found: list[dict[str, Any]] = []
         for key, members in self._keys().items():
-            scored = [self._score(run, key, members) for run in self.runs]
-            for run, own in zip(self.runs[1:], scored[1:], strict=True):
-                if scored[0] is not None and own is not None:
-                    found.append(self._pair(run.lane, key, scored[0], own, members))
+            scored = {run.lane: self._score(run, key, members) for run in self.runs}
+            for run in self.runs[1:]:
+                reference, own = scored[reference_of(run.lane)], scored[run.lane]
+                if reference is not None and own is not None:
+                    found.append(self._pair(run.lane, key, reference, own, members))
         for run in self.runs:
             self._thoughts(run)
         return found
@@ -191,7 +192,7 @@ class Table:
             "filter": key.filter,
             "asked": key.task in self.asked or key.task not in self.parts,
             "lane": lane,
-            "noise": lane == NOISE_LANE,
+            "noise": is_noise(lane),
             "unit": unit(key, base),
             "higher_is_better": series.higher_is_better,
             "n": len(base.sums),
