@@ -26,7 +26,7 @@ import qconvert
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, head_fault, lane_identity
+from qconvert_evals.identity import check_comparable, head_fault, lane_identity, machine
 from qconvert_evals.lanes import check_length, open_lanes
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import live as live_metric
@@ -40,6 +40,7 @@ from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk
 from qconvert_reference.device import choose_device, describe, memory_for_weights
 from qconvert_reference.lane import Lane
+from qconvert_reference.threads import single_tokens
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -225,7 +226,8 @@ class _Comparison:
             if why:
                 self.found.append(live_metric.absent(lane.name, steps, why))
                 continue
-            counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
+            with single_tokens(lane.config):
+                counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
             self.found += [live_metric.result(counted), acceptance.result(forced)]
 
     def _headless(self, lane: Lane) -> str:
@@ -263,6 +265,7 @@ class _Comparison:
             "seq_len": settings.seq_len,
             "draft_tokens": settings.draft_tokens,
             "device": describe(settings.device),
+            "machine": machine(),
             "yarn": settings.yarn,
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }

@@ -107,7 +107,11 @@ class SparseMoe:
 
     def _run_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """`_run_experts` for a single token, without sorting and gathering: the same products in the same order."""
-        total, shared, chosen = torch.zeros(x.shape, dtype=torch.float32, device=x.device), Shared(x), experts[0].tolist()
+        total, shared, chosen = (
+            torch.zeros(x.shape, dtype=torch.float32, device=x.device),
+            Shared(x),
+            experts[0].tolist(),
+        )
         for choice in sorted(range(self.top_k), key=chosen.__getitem__):
             total.add_(self.experts[chosen[choice]](shared).float() * weights[:, choice, None])
         return total

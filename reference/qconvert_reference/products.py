@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ def widened_product(x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor
     step = max(1, PIECE // weight.shape[1])
     if weight.shape[0] <= step:
         return product(x, weight.float()).to(weight.dtype)
-    return torch.cat([product(x, part.float()).to(weight.dtype) for part in weight.split(step)], -1)
+    return torch.cat([product(x, part.float()).to(weight.dtype) for part in torch.split(weight, step)], -1)
 
 
 def choose(asked: Products, rows: int, kept: bool) -> Way:
@@ -70,7 +70,7 @@ def choose(asked: Products, rows: int, kept: bool) -> Way:
 
 def chosen() -> dict[str, str]:
     """What this process has decided so far, in words, for records."""
-    words = {}
+    words: dict[str, str] = {}
     for (number, kept), way in sorted(_choices.items()):
         first = 1 if number == 0 else CLASSES[number - 1][1] + 1
         last = CLASSES[number][1]
@@ -88,22 +88,22 @@ def _decide(number: int, kept: bool) -> Way:
     forced = os.environ.get(VARIABLE, "auto")
     if forced not in CHOICES:
         raise UserError(f"{VARIABLE} names no kind of product", expected=", ".join(CHOICES), found=forced)
-    if forced == "bf16" or forced == "fp32":
-        return forced
+    if forced != "auto":
+        return cast(Way, forced)
     seconds = measure(CLASSES[number][0], kept)
     return "fp32" if seconds["fp32"] * BETTER <= seconds["bf16"] else "bf16"
 
 
 def measure(rows: int, kept: bool) -> dict[Way, float]:
     """Seconds of both ways, each the least of several in turn: what else runs only ever adds."""
+    x, weight = (torch.ones(*shape, dtype=torch.bfloat16) for shape in ((rows, SHAPES[kept][1]), SHAPES[kept]))
+    wide = weight.float()
+    ways: dict[Way, Callable[[], Tensor]] = {
+        "bf16": lambda: F.linear(x, weight),
+        "fp32": lambda: F.linear(x.float(), wide).bfloat16() if kept else widened_product(x.float(), weight),
+    }
+    seconds: dict[Way, float] = {way: float("inf") for way in ways}
     with torch.inference_mode():
-        x, weight = torch.ones(rows, SHAPES[kept][1], dtype=torch.bfloat16), torch.ones(SHAPES[kept], dtype=torch.bfloat16)
-        wide = weight.float()
-        ways: dict[Way, Callable[[], Tensor]] = {
-            "bf16": lambda: F.linear(x, weight),
-            "fp32": (lambda: F.linear(x.float(), wide).bfloat16()) if kept else lambda: widened_product(x.float(), weight),
-        }
-        seconds: dict[Way, float] = {"bf16": float("inf"), "fp32": float("inf")}
         for _ in range(REPEATS):
             for way, run in ways.items():
                 run()  # into the cache, and past whatever a first call sets up
