@@ -36,7 +36,7 @@ BLOCKTIME = "1"  # milliseconds of spinning in LLVM's and Intel's OpenMP, which 
 def settle(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what OpenMP reads at load, as far as the user has not."""
     if not any(name in environment for name in WAITING):
-        environment.update(GOMP_SPINCOUNT=str(SPINS), KMP_BLOCKTIME=BLOCKTIME)
+        environment.update({"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": BLOCKTIME})
     granted = granted_cores()
     if granted < affinity() and not any(name in environment for name in COUNTS):
         environment["OMP_NUM_THREADS"] = str(granted)  # torch respects affinity by itself, quotas not

@@ -7,17 +7,18 @@ tensors of the shards that are made from it. Whoever converts the last tensor of
 others go on with the next.
 
 Every finished piece of work (a shard converted, a source file hashed, a file copied) ends in a record on disk, and a
-piece whose record is there is not done again.
+piece whose record is there is not done again. What the system refuses (a full disk, a lost mount, no threads) leaves
+finished pieces where they are; a mistake of the user, such as a NaN in a weight, leaves nothing.
 """
 
-import errno
 import functools
+import logging
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,18 +38,20 @@ from qconvert.checkpoint import (
     write_durably,
     write_index,
 )
-from qconvert.destination import Destination, disk_full
+from qconvert.destination import Destination
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.manifest import Manifest
-from qconvert.plan import Plan, ShardJob, TensorJob, source_state
+from qconvert.plan import Plan, ShardJob, TensorJob, changed_since, read_by_engines
 from qconvert.quantizers import OnCpu, Quantizer
+from qconvert.refusals import is_full, refusal
 from qconvert.schemes.int4 import WEIGHTED
 from qconvert.shard import Conversion
 from qconvert.tensor_report import TensorRow, summarise, to_csv
 
 Record = dict[str, Any]
 Work = Iterator[Callable[[], None]]
+log = logging.getLogger("qconvert")
 ENTRY_BYTES = 1024  # more than a tensor's lines in a header, in the index and in the report take
 
 
@@ -74,11 +77,11 @@ def run_plan(
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     checkpoint = Checkpoint.open(plan.source)
     destination = Destination(Path(plan.destination))
-    with destination.locked():
-        try:
+    try:
+        with destination.locked(), _mistakes_leave_nothing(destination):
             _check_unchanged(plan, checkpoint)
             destination.prepare(plan.fingerprint, resume=resume)
-            destination.check_space(_missing_bytes(plan, destination))
+            destination.check_space(_missing_bytes(plan, checkpoint, destination))
             records = _Run(plan, checkpoint, destination, quantizer, progress).execute(workers)
             _check_unchanged(plan, checkpoint)
             rows = _rows(plan, records)
@@ -89,17 +92,37 @@ def run_plan(
             manifest = _manifest(plan, records, run, tensors)
             write_durably(destination.folder / MANIFEST, manifest.to_text().encode())
             destination.publish(overwrite=overwrite)
-        except UserError:
-            destination.discard()
+    except (OSError, MemoryError, RuntimeError) as error:
+        said = refusal(error)
+        if said is None:
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            needed = _missing_bytes(plan, destination)
-            available = shutil.disk_usage(destination.folder).free
-            destination.discard()
-            raise disk_full(destination.final, needed, available) from error
+        raise _refused(plan, checkpoint, destination, error, said) from error
     return manifest
+
+
+@contextmanager
+def _mistakes_leave_nothing(destination: Destination) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        destination.discard()
+        raise
+
+
+def _refused(
+    plan: Plan, checkpoint: Checkpoint, destination: Destination, error: BaseException, said: UserError
+) -> UserError:
+    """What the system said, what it was needed for, and what stays for the next run."""
+    what, fix, expected = said.what, said.fix or "", said.expected
+    if isinstance(error, OSError) and is_full(error):
+        what = f"not enough disk space: {what}"
+        expected = f"{_missing_bytes(plan, checkpoint, destination):,} bytes for what is still to be written"
+    if destination.holds_work:
+        fix += f"; what is finished is in {destination.folder}, and the same command goes on from there"
+    else:
+        destination.discard()
+    where = said.where or str(destination.final)
+    return UserError(what, where=where, expected=expected, found=said.found, fix=fix)
 
 
 class _Run:
@@ -166,7 +189,10 @@ class _Run:
             if file not in hashed:
                 yield functools.partial(self._record, "in:" + file, self._hash_source, file)
         for file in self.plan.copies:
-            yield functools.partial(self._record, "out:" + file, self._copy, file)
+            if read_by_engines(file):
+                yield functools.partial(self._record, "out:" + file, self._copy, file)
+            else:
+                yield functools.partial(self._copy_as_it_is, file)
 
     def _shard(self, job: ShardJob) -> Work:
         """A piece of work for each tensor, unless an earlier run has finished the shard."""
@@ -217,6 +243,13 @@ class _Run:
         copy_durably(self.checkpoint.file(name), path)
         return _file_record(path)
 
+    def _copy_as_it_is(self, name: str) -> None:
+        """A file that no engine reads, such as a log: whatever it holds now; gone is no reason to stop."""
+        if (self.checkpoint.root / name).is_file():
+            self.records["out:" + name] = self.records["in:" + name] = self._copy(name)
+        else:
+            log.warning("%s was there when the conversion began, and is not any more: not copied", name)
+
     def _say(self, what: str) -> None:
         if self.progress is not None:
             self.progress(self.done, self.plan.bytes_in, what)
@@ -233,21 +266,25 @@ def _file_record(path: Path) -> Record:
 
 
 def _check_unchanged(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Before and after: the files are still those that the plan was made for."""
-    now = source_state(checkpoint)
-    changed = sorted({file for file, _ in set(now.items()) ^ set(plan.source_files.items())})
+    """Before and after: the model's files are still those that the plan was made for."""
+    changed = changed_since(checkpoint, plan.source_files)
     if changed:
         raise UserError(
-            f"{changed[0]} changed during the conversion", where=plan.source, fix="run the conversion again"
+            f"{changed[0]} changed during the conversion",
+            where=plan.source,
+            expected="files of the model that stay as they are while it is converted",
+            found=f"{len(changed)} that changed or are gone",
+            fix="see who writes there, and run the conversion again",
         )
 
 
-def _missing_bytes(plan: Plan, destination: Destination) -> int:
+def _missing_bytes(plan: Plan, checkpoint: Checkpoint, destination: Destination) -> int:
     """Bytes still to be written: tensors, headers, index, configuration and copies without a record."""
     jobs = [job for job in plan.jobs if destination.finished("out:" + job.file) is None]
     copies = [name for name in plan.copies if destination.finished("out:" + name) is None]
     tensors = sum(job.nbytes for job in jobs) + ENTRY_BYTES * plan.counts["tensors_out"]
-    return tensors + sum(plan.source_files[name][0] for name in copies) + 2 * len(plan.config_text)
+    sizes = [checkpoint.file(name).stat().st_size for name in copies if (checkpoint.root / name).is_file()]
+    return tensors + sum(sizes) + 2 * len(plan.config_text)
 
 
 def _rows(plan: Plan, records: dict[str, Record]) -> list[TensorRow]:

@@ -10,14 +10,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Any
 
 from qconvert import __version__
-from qconvert.checkpoint import Checkpoint, TensorSpec, shard_names
+from qconvert.checkpoint import CONFIG, INDEX, Checkpoint, TensorSpec, shard_names
 
 PLAIN = "plain"  # the part of an unquantized tensor
 # Copies of `quantization_config` beside config.json, by the tools that write them.
 OLD_FORMAT_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+# Files beside the weights that engines read: with others of these it is another model. All else (logs, notes, pictures)
+# may appear, change and grow while a conversion runs.
+READ_BY_ENGINES = (
+    "*.jinja", "*.model", "*.tiktoken", "*.py", "*config.json", "tokenizer.json", "vocab.json", "vocab.txt",
+    "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+)  # fmt: skip
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of tensors; what the hub's tools use
 
 
@@ -102,9 +110,11 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Two plans with the same fingerprint write the same bytes. Where they write them does not matter."""
+        """Two plans with the same fingerprint write the same model. Where they write it does not matter, nor do files
+        beside it that no engine reads."""
         plan = asdict(self)
-        del plan["source"], plan["destination"]
+        del plan["source"], plan["destination"], plan["notes"]
+        plan["copies"] = [name for name in self.copies if read_by_engines(name)]
         return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,10 +131,28 @@ def assign_shards(tensors: Iterable[TensorJob], max_shard_size: int) -> tuple[Sh
     return tuple(ShardJob(file, tuple(group)) for file, group in zip(shard_names(len(groups)), groups, strict=True))
 
 
+def read_by_engines(name: str) -> bool:
+    """Whether a file beside the weights belongs to the model: a name relative to the folder."""
+    return any(fnmatchcase(PurePosixPath(name).name, glob) for glob in READ_BY_ENGINES)
+
+
 def source_state(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file that a conversion reads."""
-    states = {name: checkpoint.file(name).stat() for name in (*checkpoint.support_files(), *checkpoint.shards)}
+    """Size and time of change of every file that makes the model."""
+    support = [name for name in checkpoint.support_files() if name in (CONFIG, INDEX) or read_by_engines(name)]
+    states = {name: checkpoint.file(name).stat() for name in (*support, *checkpoint.shards)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def changed_since(checkpoint: Checkpoint, before: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Those of the files that are gone or are not what they were; files that came since are no part of it."""
+    return [name for name, state in sorted(before.items()) if _state(checkpoint, name) != tuple(state)]
+
+
+def _state(checkpoint: Checkpoint, name: str) -> tuple[int, int] | None:
+    if not (checkpoint.root / name).is_file():
+        return None
+    state = checkpoint.file(name).stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def copied_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:

@@ -1,6 +1,7 @@
 """Converting whole folders: the right bytes, however they were made, and nothing left behind on failure."""
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -27,7 +28,7 @@ from qconvert.cli import main
 from qconvert.errors import UserError
 from qconvert.formats import open_weights
 from qconvert.manifest import Manifest
-from qconvert.quantization import quantize
+from qconvert.quantization import plan_quantize, quantize
 from qconvert.schemes import QuantizedWeight, get_scheme
 from tests.tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 
@@ -125,11 +126,11 @@ def test_a_shard_that_does_not_reach_the_disk_leaves_no_record(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(UserError, match="input/output error"):
         quantize(source, tmp_path / "out", workers=2)
-    (partial,) = tmp_path.iterdir()
-    assert not list(partial.glob("model*"))
-    assert not list(partial.glob(".records/out*model*"))
+    for partial in tmp_path.iterdir():  # copies may have been finished beside
+        assert not list(partial.glob("model*"))
+        assert not list(partial.glob(".records/out*model*"))
 
 
 def test_small_pieces_change_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +222,10 @@ def test_disk_too_small_is_refused_before_the_first_byte(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disk_that_fills_up_on_the_way_leaves_nothing(
+def test_disk_that_fills_up_on_the_way_keeps_what_is_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    quantize(source, tmp_path / "straight", max_shard_size=SMALL)
     append = ShardWriter.append
 
     def full(self: ShardWriter, name: str, data: torch.Tensor) -> None:
@@ -232,9 +234,17 @@ def test_disk_that_fills_up_on_the_way_leaves_nothing(
         append(self, name, data)
 
     monkeypatch.setattr(ShardWriter, "append", full)
-    with pytest.raises(UserError, match="not enough disk space"):
+    with pytest.raises(UserError, match=r"not enough disk space[\s\S]*the same command goes on from there"):
         quantize(source, tmp_path / "out", max_shard_size=SMALL, workers=2)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    (partial,) = (path for path in tmp_path.iterdir() if path.name.startswith("."))
+    before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
+    assert before
+    monkeypatch.setattr(ShardWriter, "append", append)
+    quantize(source, tmp_path / "out", max_shard_size=SMALL, workers=2)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "straight")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert before.items() <= after.items()  # what was finished was not written again
 
 
 def test_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
@@ -242,11 +252,41 @@ def test_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
 
     def meddle(done: int, total: int) -> None:
         if done == total:
-            (source / "LICENSE").write_text("changed")
+            (source / "generation_config.json").write_text("{}")
 
-    with pytest.raises(UserError, match="LICENSE changed during the conversion"):
+    with pytest.raises(UserError, match=r"generation_config\.json changed during the conversion"):
         quantize(source, tmp_path / "out", progress=meddle)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_log_in_the_source_may_grow_and_files_may_come_and_go(tmp_path: Path) -> None:
+    """`quantize . ../out > convert.log` in the folder of the model."""
+    source = write_tiny_checkpoint(tmp_path / "source")
+    (source / "convert.log").write_text("begun\n")
+    (source / "gone.txt").write_text("note\n")
+
+    def meddle(done: int, total: int) -> None:
+        with (source / "convert.log").open("a") as log:
+            log.write("more\n")
+        (source / f"new-{done}.txt").write_text("new")
+        (source / "gone.txt").unlink(missing_ok=True)
+
+    manifest = quantize(source, tmp_path / "out", progress=meddle)
+    copied = (tmp_path / "out/convert.log").read_bytes()
+    assert copied.startswith(b"begun\nmore\n")
+    assert manifest.output["files"]["convert.log"]["sha256"] == hashlib.sha256(copied).hexdigest()
+    assert not (tmp_path / "out/gone.txt").exists() and not list((tmp_path / "out").glob("new-*"))
+
+
+def test_a_growing_log_does_not_void_finished_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_tiny_checkpoint(tmp_path / "source")
+    (source / "convert.log").write_text("first\n")
+    first = plan_quantize(source, tmp_path / "out").fingerprint
+    (source / "convert.log").write_text("first\nsecond\n")
+    (source / "another.log").write_text("")
+    assert plan_quantize(source, tmp_path / "out").fingerprint == first
+    (source / "generation_config.json").write_text("{}")
+    assert plan_quantize(source, tmp_path / "out").fingerprint != first
 
 
 def test_two_runs_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Compare checkpoints: run all lanes over the same tokens and gather every measurement into one record.
 
-Lanes: the base ("bf16"), the noise lane ("bf16-noise": the base's weights with another order of accumulation), and
-the candidates by name. The noise lane is measured like a candidate; what it shows is what no difference in weights
-can explain, and each candidate's measurement carries it as `noise_floor`. Stages, each in its own module:
+Lanes: the base ("bf16"), the candidates by name, and noise lanes (`lanes`: "bf16-noise", and "NAME-noise" for a kind
+of candidate that rounds its activations). A noise lane is measured like a candidate, against the lane whose weights it
+has; what it shows is what no difference in weights can explain, and each candidate's measurement carries that of its
+kind as `noise_floor`. Stages, each in its own module:
 
     weight_errors   tensors against tensors             predictions   logits against logits
     trunk           layer by layer, in lockstep         drafting      MTP acceptance, teacher-forced
@@ -15,7 +16,7 @@ with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,18 @@ import qconvert
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, head_fault, lane_identity, machine
-from qconvert_evals.lanes import check_length, open_lanes
+from qconvert_evals.identity import check_comparable, head_fault, identities, machine, model_figures
+from qconvert_evals.lanes import check_length, noise_lanes, open_lanes, with_floors
 from qconvert_evals.metrics import acceptance, hidden, logits, router
-from qconvert_evals.metrics import live as live_metric
 from qconvert_evals.metrics import weights as weights_metric
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
-from qconvert_evals.results import NOISE_LANE, Measurement, Results
+from qconvert_evals.results import Results, is_noise, reference_of
+from qconvert_evals.sampling import Sampling, read_sampling
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
-from qconvert_evals.trunk import Track, run_trunk
+from qconvert_evals.trunk import Track, run_trunk, start_all
 from qconvert_reference.device import choose_device, describe, memory_for_weights
 from qconvert_reference.lane import Lane
 from qconvert_reference.threads import single_tokens
@@ -80,16 +81,20 @@ def compare(
     live: LiveSettings = LIVE,
     tasks: TaskSettings | None = None,
     progress: Progress | None = None,
+    keep: list[object] | None = None,
 ) -> Results:
     """Everything measured; UserError where the checkpoints cannot be compared.
 
     `documents` default to the package's texts. `activations` None means what each candidate's config.json asks for.
+    `keep` gets the states of all metrics: numbers by token or by document, for whoever draws the documents anew.
     """
     where = choose_device(device) if isinstance(device, str) else device
     settings = Settings(tokens, seq_len, draft_tokens, activations, kernels, where, yarn, live, tasks)
     comparison = _Comparison.open(Path(base), candidates, documents, settings, progress)
     with torch.inference_mode():
         comparison.run()
+    if keep is not None:
+        keep += comparison.states
     return comparison.results()
 
 
@@ -117,14 +122,16 @@ class _Comparison:
 
     settings: Settings
     base: Lane
-    others: list[Lane]  # the noise lane, then the candidates
+    others: list[Lane]  # BF16's noise lane, the candidates, their noise lanes
     corpus: Corpus
     tokenizer: Tokenizer
     stages: _Stages
     faults: dict[str, str]  # lane -> why it has no usable MTP head
     benchmarks: Benchmarks | None
+    sampling: Sampling  # of the base's generation_config.json, for all lanes
     found: list[Found] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    states: list[object] = field(default_factory=list)  # of the metrics over tokens
 
     @classmethod
     def open(
@@ -157,17 +164,25 @@ class _Comparison:
         large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
         asked = settings.tasks
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
-        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks)
+        sampling = read_sampling(lane.weights.checkpoint.root)
+        return cls(settings, lane, others, corpus, tokenizer, _Stages(progress), faults, tasks, sampling)
+
+    @property
+    def candidates(self) -> list[Lane]:
+        """Without the noise lanes."""
+        return [lane for lane in self.others if not is_noise(lane.name)]
 
     def run(self) -> None:
         """All stages."""
         self._weights()
-        tracks = [Track.start(lane, self.corpus.batches, self.corpus.domains) for lane in (self.base, *self.others)]
+        tracks = start_all(self.base, self.others, self.corpus.batches, self.corpus.domains)
         total = self.base.num_layers * len(tracks)
-        run_trunk(tracks[0], tracks[1:], self.corpus.batches, self.stages.begin("layers", total))
+        run_trunk(tracks, self.corpus.batches, self.stages.begin("layers", total))
         self._predictions(tracks[0], tracks[1:])
         self._drafts(tracks[0], tracks[1:])
+        self.found.append(router.base_result(tracks[1].router, self.base.name))
         for track in tracks[1:]:
+            self.states += [track.router, track.errors]
             self.found += [router.result(track.router), hidden.result(track.errors)]
         self._live()
         if self.benchmarks is not None:
@@ -177,11 +192,11 @@ class _Comparison:
     def _weights(self) -> None:
         for lane in (self.base, *self.others):
             self.found.append(_sizes(lane))
-        candidates = [lane for lane in self.others if lane.name != NOISE_LANE]
-        tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in candidates))
-        states = [WeightState(NOISE_LANE)]  # the base's own tensors: nothing is touched, nothing is missing
-        states += [weight_errors.measure(lane.name, self.base.weights, lane.weights, tick) for lane in candidates]
-        for state in states:
+        tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in self.candidates))
+        for lane in self.others:
+            state = WeightState(lane.name)  # of a noise lane: the weights of another, nothing touched, nothing missing
+            if not is_noise(lane.name):
+                state = weight_errors.measure(lane.name, self.base.weights, lane.weights, tick)
             self.found.append(weights_metric.result(state))
             for name, rows in WORST_TABLES.items():
                 listed = [{"lane": state.lane, **row} for row in rows(state, WORST)]
@@ -193,6 +208,7 @@ class _Comparison:
     def _predictions(self, base: Track, others: list[Track]) -> None:
         seq_len, batches = self.settings.seq_len, self.corpus.batches
         states = predictions.measure(base, others, batches, seq_len, self.stages.begin("logits", len(batches)))
+        self.states += states
         self.found.append(logits.base_result(states[0], self.base.name))
         self.figures |= {"kl_histogram": {}, "position_kl": {}, "worst_tokens": []}
         for state in states:
@@ -200,7 +216,7 @@ class _Comparison:
             self.found.append(logits.result(state, positions))
             self.figures["kl_histogram"][state.lane] = logits.histogram(state)
             self.figures["position_kl"][state.lane] = logits.by_position(state, positions)
-            if state.lane != NOISE_LANE:
+            if not is_noise(state.lane):
                 worst = predictions.worst_tokens(state, self.corpus, self.tokenizer, seq_len, WORST)
                 self.figures["worst_tokens"].extend(worst)
 
@@ -208,27 +224,30 @@ class _Comparison:
         """Acceptance on the documents' text; a lane that lost its head is measured as missing, with the reason."""
         steps, able = self.settings.draft_tokens, [track for track in others if track.lane.name not in self.faults]
         tick = self.stages.begin("drafts", len(able) + 1)
-        states = drafting.measure(base, able, self.corpus.batches, steps, tick)
+        states = drafting.measure(base, able, self.corpus.batches, steps, self.sampling, tick)
+        self.states += states.values()
         for lane in (self.base, *self.others):
             state = states.get(lane.name)
             if state is None:
                 self.found.append(acceptance.absent(lane.name, steps, self._headless(lane)))
             else:
-                against = None if lane is self.base else states.get(self.base.name)
+                against = None if lane is self.base else states.get(reference_of(lane.name))
                 self.found.append(acceptance.result(state, against))
 
     def _live(self) -> None:
+        """Real decoding of every lane that is served; a noise lane's own text would be no floor for another's."""
         settings, steps = self.settings.live, self.settings.draft_tokens
-        lanes = (self.base, *self.others)
+        lanes = [self.base, *self.candidates]
         tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
         for lane in lanes:
             why = self._headless(lane) or _too_large(lane)
             if why:
-                self.found.append(live_metric.absent(lane.name, steps, why))
+                self.found += speculation.absent(lane.name, steps, why)
                 continue
             with single_tokens(lane.config):
-                counted, forced = speculation.measure(lane, self.corpus, steps, settings, tick)
-            self.found += [live_metric.result(counted), acceptance.result(forced)]
+                seen = speculation.measure(lane, self.corpus, steps, self.sampling, settings, tick)
+            self.states += [seen.live, seen.forced, seen.replay]
+            self.found += seen.found()
 
     def _headless(self, lane: Lane) -> str:
         """Why a lane cannot draft, "" if it can."""
@@ -239,16 +258,14 @@ class _Comparison:
     def results(self) -> Results:
         """The record, noise floors filled in."""
         rows = [row for found in self.found for row in found.measurements]
-        noise = {(row.name, row.slice): row.value for row in rows if row.lane == NOISE_LANE}
-        reference = (self.base.name, NOISE_LANE)
-        roles = {self.base.name: "base", NOISE_LANE: "noise"}
+        noise = noise_lanes(self.candidates)
         return Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             tool=self._tool(),
-            lanes=[lane_identity(lane, roles.get(lane.name, "candidate")) for lane in (self.base, *self.others)],
-            measurements=[row if row.lane in reference else _with_floor(row, noise) for row in rows],
+            lanes=identities((self.base, *self.others), noise),
+            measurements=with_floors(rows, noise),
             missing=[row for found in self.found for row in found.missing],
-            figures=self.figures,
+            figures={**self.figures, "model": model_figures(self.base)},
         )
 
     def _tool(self) -> dict[str, Any]:
@@ -258,6 +275,8 @@ class _Comparison:
             "name": "qconvert",
             "version": qconvert.__version__,
             "tokens": corpus.tokens,
+            "tokens_asked": settings.tokens,
+            "longest_sequence": max(len(one.tokens) for one in corpus.sequences),
             "tokens_sha256": corpus.sha256,
             "documents": len(used),
             "sequences": len(corpus.sequences),
@@ -267,6 +286,7 @@ class _Comparison:
             "device": describe(settings.device),
             "machine": machine(),
             "yarn": settings.yarn,
+            "sampling": self.sampling.record(),
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
 
@@ -288,7 +308,3 @@ def _sizes(lane: Lane) -> Found:
     tensors = len(lane.weights.checkpoint.tensors)
     found.add("model.bytes", "all", "bytes", statistics.exact(_bytes(lane), tensors))
     return found
-
-
-def _with_floor(row: Measurement, noise: Mapping[tuple[str, str], float | None]) -> Measurement:
-    return replace(row, noise_floor=noise.get((row.name, row.slice)))

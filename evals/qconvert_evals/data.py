@@ -3,7 +3,9 @@
     (nothing)         evaluation texts inside the package, several domains, held out from the small model's training
     FILE.jsonl        one JSON object per line: {"text": ..., "domain": optional, "id": optional}
     FILE.txt          plain text, cut at line ends to parts of about 4,000 characters
-    NAME[:SPLIT]      a data set, read through `datasets`: its field "text", "content" or else its first string
+    NAME[:SPLIT], NAME:CONFIG:[SPLIT], FILE.parquet
+                      a data set of the hub, a folder of one, or a file, read through `datasets`: its field "text",
+                      "content" or else its first string; without SPLIT the first of SPLITS that it has
 
 Intervals take documents as independent draws, and one document has none. That is why a text file is cut: neighbouring
 parts still depend on each other a little, far parts do not. Left out: shuffling. The first documents are taken, so
@@ -13,18 +15,18 @@ two runs measure the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qconvert.errors import UserError, first_line
+from qconvert.errors import UserError
 
 PART_CHARACTERS = 4000
 MAX_DATASET_DOCUMENTS = 512
 TEXT_FIELDS = ("text", "content")
+SHOWN = 300  # characters of an error of `datasets`, whose later lines name what there is
 SPLITS = ("test", "validation", "train")
 
 
@@ -43,7 +45,7 @@ def load_documents(spec: str | None = None) -> list[Document]:
         documents = _packaged()
     elif spec.endswith(".jsonl"):
         documents = _from_jsonl(_read(Path(spec)), spec, Path(spec).stem)
-    elif spec.endswith(".txt") or Path(spec).is_file():
+    elif spec.endswith(".txt") or (Path(spec).is_file() and not spec.endswith(".parquet")):
         documents = _from_text(_read(Path(spec)), Path(spec).stem)
     else:
         documents = _from_dataset(spec)
@@ -117,26 +119,41 @@ def _from_dataset(spec: str) -> list[Document]:
         raise UserError(
             "reading a data set needs the package `datasets`",
             where=spec,
-            fix="pip install 'qconvert[evals]', or give --data a .txt or .jsonl file",
+            fix="pip install 'qconvert[data]', or give --data a .txt or .jsonl file",
         ) from error
-    name, _, split = spec.partition(":")
+    name, config, split = _parse(spec)
+    source = ("parquet", None, None, {"train": name}) if name.endswith(".parquet") else (name, config)
     try:
-        chosen = split or _split_of(datasets.get_dataset_split_names(name), name)
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=chosen, streaming=True)
-        taken = list(islice(rows, MAX_DATASET_DOCUMENTS))
+        found = datasets.load_dataset(*source, split=split, streaming=True)
+        rows = found[_split_of(list(found), spec)] if isinstance(found, Mapping) else found
+        taken = list(rows.take(MAX_DATASET_DOCUMENTS))
     except UserError:
         raise
-    except Exception as error:  # offline, unknown name, no such split: `datasets` has no common class for them
+    except (
+        Exception
+    ) as error:  # offline, unknown name, no such config or split: `datasets` has no common class for them
         raise UserError(
             "cannot read the data set",
             where=spec,
-            found=f"{type(error).__name__}: {first_line(error)}",
+            expected="NAME, NAME:SPLIT, NAME:CONFIG: or NAME:CONFIG:SPLIT",
+            found=" ".join(f"{type(error).__name__}: {error}".split())[:SHOWN],
             fix="check the name and the network, or give --data a .txt or .jsonl file",
         ) from error
-    domain = name.rsplit("/", 1)[-1]
+    domain = Path(name).name.removesuffix(".parquet")
     field = _text_field(taken, spec)
     texts = [row.get(field) for row in taken]
     return [Document(f"{name}/{n}", domain, text) for n, text in enumerate(texts) if isinstance(text, str)]
+
+
+def _parse(spec: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and split of a data set; one word behind the name is a split."""
+    if Path(spec).exists():
+        return spec, None, None
+    name, *rest = spec.split(":")
+    if len(rest) > 2:
+        raise UserError("this names no data set", expected="NAME[:SPLIT] or NAME:CONFIG:[SPLIT]", found=spec)
+    config, split = rest if len(rest) == 2 else ("", *rest) if rest else ("", "")
+    return name, config or None, split or None
 
 
 def _split_of(names: list[str], where: str) -> str:

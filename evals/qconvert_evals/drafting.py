@@ -3,7 +3,8 @@
 
 Anchors are the positions t of a sequence with at least k further ones, so that each of the k steps has a target: the
 same anchors for all steps, and rates that fall with the step as an engine's do. The head's own routes are measured
-too, as layer "mtp": in feed "local" a candidate's head reads the base's trunk, in feed "free" its own.
+too, as layer "mtp": in feed "local" a lane's head reads the trunk of the lane that it is measured against, in feed
+"free" its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qconvert_evals.corpus import Batch
 from qconvert_evals.metrics import acceptance
 from qconvert_evals.metrics.acceptance import AcceptanceState
 from qconvert_evals.predictions import row_logits, row_slices
+from qconvert_evals.sampling import Sampling
 from qconvert_evals.trunk import Track, observe_routes
 from qconvert_reference.lane import Lane
 from qconvert_reference.moe import RouterTrace
@@ -23,22 +25,31 @@ from qconvert_reference.mtp import MtpHead
 
 
 def measure(
-    base: Track, others: Sequence[Track], batches: Sequence[Batch], steps: int, tick: Callable[[], None]
+    base: Track,
+    others: Sequence[Track],
+    batches: Sequence[Batch],
+    steps: int,
+    sampling: Sampling,
+    tick: Callable[[], None],
 ) -> dict[str, AcceptanceState]:
     """Acceptance of every lane that has a head, by lane name; routes go into the tracks' router states."""
     states: dict[str, AcceptanceState] = {}
-    base_routes: list[RouterTrace | None] = []
+    routes: dict[str, list[RouterTrace | None]] = {}  # of lanes that others are measured against, by batch
+    leaders = {base.lane.name, *(track.against.lane.name for track in others if track.against is not None)}
     for track in (base, *others):
         head = track.lane.mtp()
         if head is None:
             continue
-        state = states[track.lane.name] = AcceptanceState(track.lane.name, track.router.domains, steps)
+        state = AcceptanceState(track.lane.name, track.router.domains, steps, sampling=sampling)
+        states[track.lane.name] = state
         for number, batch in enumerate(batches):
-            routes = _force(state, track.lane, head, batch, track.normed[number])
-            if track is base:
-                base_routes.append(routes)
-            elif base_routes:
-                _compare_routes(track, head, batch, base.normed[number], base_routes[number], routes)
+            own = _force(state, track.lane, head, batch, track.normed[number])
+            if track.lane.name in leaders:
+                routes.setdefault(track.lane.name, []).append(own)
+            leader = track.against or base
+            if leader is not track and leader.lane.name in routes:
+                theirs = routes[leader.lane.name][number]
+                _compare_routes(track, head, batch, leader.normed[number], theirs, own)
         tick()
     return states
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -27,7 +27,7 @@ from qconvert.formats import Weights
 from qconvert.machine import processor
 from qconvert.manifest import Manifest
 from qconvert_evals.corpus import TOKENIZER
-from qconvert_evals.results import LaneIdentity
+from qconvert_evals.results import LaneIdentity, is_noise, reference_of
 from qconvert_reference import products
 from qconvert_reference.device import describe
 from qconvert_reference.kernels import choose_kernels
@@ -81,6 +81,21 @@ def head_fault(base: Weights, candidate: Weights) -> str | None:
     return f"{len(gone)} of {total} tensors of the MTP head are missing, first {gone[0]}" if gone else None
 
 
+def identities(lanes: Sequence[Lane], noise: Mapping[str, str]) -> list[LaneIdentity]:
+    """All lanes of a comparison, base first; `noise` names the noise lane of each candidate. The files of a noise lane
+    are those of the lane that it is named after, and not hashed again."""
+    found: dict[str, LaneIdentity] = {}
+    for lane in lanes:
+        if is_noise(lane.name):
+            same = found[reference_of(lane.name)]
+            numerics = _numerics(lane.numerics)
+            found[lane.name] = replace(same, name=lane.name, role="noise", numerics=numerics, noise_lane=None)
+        else:
+            role = "candidate" if found else "base"
+            found[lane.name] = replace(lane_identity(lane, role), noise_lane=noise.get(lane.name))
+    return list(found.values())
+
+
 def lane_identity(lane: Lane, role: str) -> LaneIdentity:
     """The record that goes into results.json."""
     checkpoint = lane.weights.checkpoint
@@ -96,6 +111,18 @@ def lane_identity(lane: Lane, role: str) -> LaneIdentity:
         numerics=_numerics(lane.numerics),
         versions=versions(lane.device),
     )
+
+
+def model_figures(lane: Lane) -> dict[str, int]:
+    """What of the model a budget may depend on."""
+    config = lane.config
+    return {
+        "parameters": sum(info.numel for info in lane.weights.checkpoint.tensors.values()),
+        "layers": config.num_hidden_layers,
+        "experts": config.num_experts,
+        "experts_chosen": config.num_experts_per_tok,
+        "context": config.max_position_embeddings,
+    }
 
 
 def file_hashes(checkpoint: Checkpoint, manifest: Manifest | None) -> dict[str, str]:

@@ -37,7 +37,7 @@ from qconvert_evals.data import Document
 from qconvert_evals.identity import check_comparable, choose_numerics
 from qconvert_evals.lanes import check_length, open_lanes
 from qconvert_evals.metrics.found import Found
-from qconvert_evals.results import BASE_LANE, NOISE_LANE
+from qconvert_evals.results import BASE_LANE, is_noise
 from qconvert_evals.statistics import Estimate
 from qconvert_reference.cache import AttentionState, Cache, DeltaState
 from qconvert_reference.device import choose_device
@@ -105,7 +105,7 @@ def open_latency_lanes(
     first, others = open_lanes(base, candidates, device=device, yarn=yarn)
     for other in others:
         check_comparable(first, other)
-    return [first, *(other for other in others if other.name != NOISE_LANE)]
+    return [first, *(other for other in others if not is_noise(other.name))]
 
 
 def measure(
@@ -202,9 +202,9 @@ def _speculate(model: Model, tokens: list[int], settings: LatencySettings, found
     if model.mtp is None:
         return
     output = generate_speculative(model, tokens, settings.new_tokens, draft_tokens=settings.draft_tokens)
-    found.steps = output.steps
-    if output.steps:
-        found.tokens_per_step = (len(output.tokens) - 1) / output.steps  # the first token comes with the prompt
+    found.steps = len(output.rounds)
+    if len(output.rounds):
+        found.tokens_per_step = (len(output.tokens) - 1) / len(output.rounds)  # the first token comes with the prompt
 
 
 def speed_up(found: Timings, drafts: int) -> float | None:

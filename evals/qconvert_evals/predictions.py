@@ -38,7 +38,8 @@ def row_logits(lane: Lane, normed: Tensor) -> Tensor:
 def measure(
     base: Track, others: Sequence[Track], batches: Sequence[Batch], seq_len: int, tick: Callable[[], None]
 ) -> list[LogitsState]:
-    """One filled state per lane in `others`; a position's place is sequence number * seq_len + position."""
+    """One filled state per lane in `others`, against the lane it is measured against; a position's place is sequence
+    number * seq_len + position."""
     states = [LogitsState(track.lane.name, track.router.domains) for track in others]
     for number, batch in enumerate(batches):
         mask = batch.mask(drop=1)
@@ -48,10 +49,13 @@ def measure(
         places = (batch.spread(batch.numbers) * seq_len + along)[mask]
         normed = [track.normed[number][mask] for track in (base, *others)]  # each [n, H]
         for rows in row_slices(len(targets), base.lane.config.vocab_size):
-            reference = logits_metric.log_probabilities(row_logits(base.lane, normed[0][rows]))
+            known = {base.lane.name: logits_metric.log_probabilities(row_logits(base.lane, normed[0][rows]))}
             for state, track, own in zip(states, others, normed[1:], strict=True):
+                reference = known[(track.against or base).lane.name]
                 candidate = logits_metric.log_probabilities(row_logits(track.lane, own[rows]))
                 logits_metric.update(state, reference, candidate, targets[rows], documents[rows], places[rows])
+                if any(other.against is track for other in others):
+                    known[track.lane.name] = candidate
         tick()
     return states
 

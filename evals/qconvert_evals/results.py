@@ -19,15 +19,29 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qconvert.errors import UserError
 from qconvert_evals.results_upgrade import upgraded
 
+if TYPE_CHECKING:
+    import pandas
+
 SCHEMA_VERSION = 3
 
 BASE_LANE = "bf16"
-NOISE_LANE = "bf16-noise"
+NOISE_SUFFIX = "-noise"
+NOISE_LANE = BASE_LANE + NOISE_SUFFIX
+
+
+def is_noise(lane: str) -> bool:
+    """Whether a lane is another's noise lane; no candidate may be called like one."""
+    return lane.endswith(NOISE_SUFFIX)
+
+
+def reference_of(lane: str) -> str:
+    """The lane that a lane is measured against: a noise lane against the one it is named after, others against BF16."""
+    return lane.removesuffix(NOISE_SUFFIX) if is_noise(lane) else BASE_LANE
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,20 @@ class Results:
             if (row.name, row.lane, row.slice) == (name, lane, slice):
                 return row
         return None
+
+    def to_frame(self, of: str = "measurements", *, slices: bool = False) -> pandas.DataFrame:
+        """The measurements as a pandas frame, one row each; or the "missing", the "verdict"'s rows, the "lanes".
+
+        `slices` adds a column of text for each condition that a slice names (`frames` says which columns there are):
+
+        >>> rows = [Measurement("router.kl", "fp8", f"layer={n},feed=local", 0.1 * n, "nats", 4096) for n in (1, 2)]
+        >>> frame = Results(measurements=rows).to_frame(slices=True)
+        >>> frame[["lane", "layer", "value"]].to_dict("records")
+        [{'lane': 'fp8', 'layer': '1', 'value': 0.1}, {'lane': 'fp8', 'layer': '2', 'value': 0.2}]
+        """
+        from qconvert_evals.frames import frame
+
+        return frame(self, of, slices)
 
     def to_json(self) -> str:
         """Text of results.json; raises ValueError where a figure holds NaN or Infinity, which JSON cannot say."""

@@ -2,9 +2,9 @@
 
     {"__metadata__": {"format": "pt"}, "name": {"dtype": "BF16", "shape": [N, K], "data_offsets": [begin, end]}, ...}
 
-Offsets count from the end of the header. We read the header ourselves instead of through the safetensors library: we
-need byte ranges to copy and to stream, the library maps whole shards, and a damaged file must be refused by name.
-Every length is checked before anything is allocated by it.
+Offsets count from the end of the header. We read the header ourselves instead of through the safetensors library, which
+gives no byte ranges to copy and to stream by, takes a name that appears twice, and refuses a damaged file without its
+name. Every length is checked before anything is allocated by it.
 """
 
 import json
@@ -88,7 +88,7 @@ def read_header(path: Path, shard: str) -> list[TensorInfo]:
         text = file.read(length)
     try:
         entries = json.loads(text, object_pairs_hook=_no_duplicates)
-        entries.pop("__metadata__", None)
+        _check_metadata(entries.pop("__metadata__", None))
         tensors = [_entry(name, entry, shard, 8 + length) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(shard, "a safetensors header", str(error)) from error
@@ -127,6 +127,12 @@ def _entry(name: str, entry: dict[str, Any], shard: str, start: int) -> TensorIn
     if end - begin != TensorSpec(name, entry["dtype"], shape).nbytes:
         raise ValueError(f"{name} has {end - begin} bytes, which is not what {entry['dtype']} {list(shape)} takes")
     return TensorInfo(name, entry["dtype"], shape, shard, start + begin, start + end)
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Texts by name, or nothing: readers of the library refuse a file that has anything else there."""
+    if metadata is not None and not all(isinstance(part, str) for part in (*metadata.keys(), *metadata.values())):
+        raise ValueError("__metadata__ holds something that is no text")
 
 
 def _check_ranges(tensors: list[TensorInfo], shard: str, start: int, size: int) -> None:

@@ -1,9 +1,9 @@
 """A checkpoint folder, read lazily: config.json, safetensors shards with or without an index, and the files beside
 them.
 
-Opening reads headers only. A tensor is read by one plain read of exactly its bytes into its own memory: shards are
-neither mapped nor loaded whole, so memory is what the caller asked for. Files are opened for each read, which costs
-microseconds and lets any number of threads share a Checkpoint.
+Opening reads headers only. Whole tensors come through the safetensors library (whole.py), rows and other pieces by one
+plain read of exactly their bytes: shards are neither mapped nor loaded whole, so memory is what the caller asked for.
+Any number of threads may share a Checkpoint.
 
 Refused here, by name: an index that names shards or tensors that are not there, or tensors that it does not name;
 paths that leave the folder. A link may lead out of the folder only into the blob stores of a Hugging Face cache,
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from qconvert.checkpoint.header import TORCH_TYPES, TensorInfo, read_header
+from qconvert.checkpoint.whole import OpenShards
 from qconvert.errors import UserError
 
 CONFIG = "config.json"
@@ -38,6 +39,7 @@ class Checkpoint:
     config: dict[str, Any]
     shards: tuple[str, ...]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
+    whole: OpenShards = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -63,12 +65,11 @@ class Checkpoint:
                 tensors[tensor.name] = tensor
         if weight_map is not None:
             _check_index(weight_map, tensors)
-        return cls(root, text, config, shards, tensors)
+        return cls(root, text, config, shards, tensors, OpenShards(root))
 
     def read(self, name: str) -> Tensor:
         """One tensor in memory of its own."""
-        info = self.tensors[name]
-        return self._read(info, info.begin, info.end).view(TORCH_TYPES[info.dtype]).view(info.shape)
+        return self.whole.read(self.tensors[name])
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor [N, ...], without reading the others."""
@@ -123,10 +124,8 @@ class Checkpoint:
 def load_safetensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of one small safetensors file."""
     file = Path(path)
-    return {
-        info.name: _read_range(file, info.begin, info.end).view(TORCH_TYPES[info.dtype]).view(info.shape)
-        for info in read_header(file, file.name)
-    }
+    whole = OpenShards(file.parent)
+    return {info.name: whole.read(info) for info in read_header(file, file.name)}
 
 
 def inside(root: Path, name: str) -> Path:

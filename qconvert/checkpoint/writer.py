@@ -119,11 +119,13 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def copy_durably(source: Path, path: Path) -> None:
-    """Copy a file's bytes and wait until they are on the disk."""
+    """Copy a file's bytes and wait until they are on the disk. It gets its name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, path)
-    with path.open("rb") as file:
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.copyfile(source, temporary)
+    with temporary.open("r+b") as file:  # some file systems sync only what is open for writing
         os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def hash_file(path: Path) -> str:

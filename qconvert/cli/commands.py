@@ -1,5 +1,6 @@
-"""The click group `main`: finds commands without importing them, and turns a user's mistake into one message and exit
-code 2.
+"""The click group `main`: finds commands without importing them, and turns a user's mistake, or what the operating
+system refuses, into one message and exit code 2. Anything else is a bug: its traceback is shown and the exit code is
+70 (EX_SOFTWARE of sysexits.h), which no gate takes for "over budget".
 
 A command is named by a reference `module:attribute`, as entry points write it. Left out: click's own plug-in
 packages, which import every command to list them.
@@ -8,7 +9,11 @@ packages, which import every command to list them.
 import ast
 import importlib
 import importlib.util
+import io
+import os
 import re
+import sys
+import traceback
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +23,7 @@ import click
 
 from qconvert.errors import UserError
 from qconvert.machine import settle
+from qconvert.refusals import refusal
 
 CORE = {
     "quantize": "qconvert.cli.quantize:quantize",
@@ -28,6 +34,8 @@ CORE = {
 }
 GROUP = "qconvert.commands"
 BAD_INPUT = 2
+BUG = 70
+SHOW = "QCONVERT_TRACEBACK"  # set to see where in the code the system refused
 INTERRUPTED = 130
 
 
@@ -49,8 +57,9 @@ class Commands(click.Group):
             formatter.write_dl([(name, summary(reference)) for name, reference in references().items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a UserError becomes its message on stderr."""
+        """Run the command; what the user can mend becomes one message on stderr."""
         settle()  # no command's module, and so no torch, is imported yet
+        _print_whatever_comes()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -59,6 +68,28 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own ways to end
+        except Exception as error:
+            said = refusal(error)
+            if said is None:
+                traceback.print_exc()
+                click.echo(
+                    f"this is a bug of qconvert: please report it with the lines above (exit code {BUG})", err=True
+                )
+                ctx.exit(BUG)
+            if os.environ.get(SHOW):
+                traceback.print_exc()
+            click.echo(f"error: {said}", err=True)
+            ctx.exit(BAD_INPUT)
+
+
+def _print_whatever_comes() -> None:
+    """A terminal or file that is not UTF-8 gets a mark for what it cannot show: a verdict must not end in an error of
+    printing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def references() -> Mapping[str, str]:

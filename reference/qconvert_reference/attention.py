@@ -46,9 +46,8 @@ class Attention:
         config, (batch, tokens, _) = self.config, x.shape
         heads = (batch, tokens, -1, config.head_dim)
         shared = Shared(x)
-        query, gate = (
-            self.q_proj(shared).view(batch, tokens, -1, 2 * config.head_dim).chunk(2, -1)
-        )  # each [B, T, heads, hd]
+        # Each [B, T, heads, hd].
+        query, gate = self.q_proj(shared).view(batch, tokens, -1, 2 * config.head_dim).chunk(2, -1)
         query = rms_norm(query, self.q_norm, config.rms_norm_eps).transpose(1, 2)  # [B, heads, T, hd]
         key = rms_norm(self.k_proj(shared).view(heads), self.k_norm, config.rms_norm_eps).transpose(1, 2)
         value = self.v_proj(shared).view(heads).transpose(1, 2)

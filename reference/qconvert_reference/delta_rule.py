@@ -27,7 +27,7 @@ from torch import Tensor
 
 CHUNK = 32  # tokens; engines take 64, on a CPU the smaller triangles win
 # What has faded to e^-40, a 10^-17th, is nothing beside whatever came later. Its products would be subnormal numbers,
-# each of which costs a CPU a hundred ordinary ones: one head that forgets within a few tokens halved a layer's speed.
+# each of which costs a CPU a hundred ordinary ones: heads that forget within a token or two halved a layer's speed.
 LEAST = -40.0
 
 

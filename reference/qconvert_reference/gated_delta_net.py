@@ -82,9 +82,8 @@ class GatedDeltaNet:
         per_head = self.in_proj_qkvz(shared).view(*x.shape[:2], key_heads, -1)  # [B, T, Hk, 2 dk + 2 R dv]
         q, k, v, z = torch.split(per_head, [key_dim, key_dim, values, values], -1)
         mixed = torch.cat((q.flatten(2), k.flatten(2), v.flatten(2)), -1)
-        b, a = (
-            self.in_proj_ba(shared).float().view(*x.shape[:2], key_heads, 2 * group).chunk(2, -1)
-        )  # each [B, T, Hk, R]
+        # Each [B, T, Hk, R].
+        b, a = self.in_proj_ba(shared).float().view(*x.shape[:2], key_heads, 2 * group).chunk(2, -1)
         g = -self.a_log.float().exp() * F.softplus(a.flatten(2) + self.dt_bias.float())
         z = z.reshape(*x.shape[:2], config.linear_num_value_heads, config.linear_value_head_dim)
         return mixed, z, b.flatten(2).sigmoid(), g
@@ -107,7 +106,9 @@ class GatedDeltaNet:
         if q.shape[1] <= RECURRENT_LIMIT:
             return recurrent_delta_rule(q, k, v, g, beta, state)
         together = max(1, IN_CACHE // v[0].numel())  # sequences
-        parts = zip(*(torch.split(x, together) for x in (q, k, v, g, beta)), strict=True)
-        states = [None] * v.shape[0] if state is None else torch.split(state, together)
-        found = [chunked_delta_rule(*part, state=before) for part, before in zip(parts, states, strict=False)]
+        found = []
+        for at in range(0, v.shape[0], together):
+            part = slice(at, at + together)
+            before = None if state is None else state[part]
+            found.append(chunked_delta_rule(q[part], k[part], v[part], g[part], beta[part], before))
         return torch.cat([y for y, _ in found]), torch.cat([after for _, after in found])

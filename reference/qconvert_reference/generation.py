@@ -27,14 +27,32 @@ from qconvert_reference.cache import Cache
 from qconvert_reference.models.qwen3_next import Model
 
 
+@dataclass(frozen=True)
+class SpeculativeStep:
+    """One round of the loop: tokens written when it drafted, drafts made, drafts that stayed."""
+
+    written: int
+    drafts: int
+    kept: int
+
+
 @dataclass
 class SpeculativeOutput:
-    """New tokens; per draft position how often one was drafted and accepted; number of verification steps."""
+    """New tokens, and the rounds in which they were drafted and verified."""
 
-    tokens: list[int]
-    drafted: list[int]
-    accepted: list[int]
-    steps: int = 0
+    draft_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    rounds: list[SpeculativeStep] = field(default_factory=list)
+
+    @property
+    def drafted(self) -> list[int]:
+        """Drafts checked, by position: one is checked when all before it were accepted."""
+        return [sum(one.drafts > at and one.kept >= at for one in self.rounds) for at in range(self.draft_tokens)]
+
+    @property
+    def accepted(self) -> list[int]:
+        """Drafts accepted, by position."""
+        return [sum(one.kept > at for one in self.rounds) for at in range(self.draft_tokens)]
 
 
 @dataclass
@@ -99,7 +117,7 @@ def generate_speculative(
 ) -> SpeculativeOutput:
     """The same tokens (greedy) or the same distribution (sampled) as `generate`, drafted by the MTP head."""
     sampler = Sampler(temperature, generator)
-    output = SpeculativeOutput([], [0] * draft_tokens, [0] * draft_tokens)
+    output = SpeculativeOutput(draft_tokens)
     if max_new_tokens <= 0:
         return output
     with torch.no_grad():
@@ -139,11 +157,8 @@ class _Speculation:
         kept, following = accept(self.sampler, tokens, sources, targets)
         self.cache.rollback(seen + 1 + kept)
         self.hidden, self.unread = out.normed[:, : kept + 1], [*tokens[:kept], following]
+        self.output.rounds.append(SpeculativeStep(len(self.output.tokens), len(tokens), kept))
         self.output.tokens += self.unread
-        self.output.steps += 1
-        for position in range(min(kept + 1, len(tokens))):  # a draft counts when all before it were accepted
-            self.output.drafted[position] += 1
-            self.output.accepted[position] += position < kept
 
     def _draft(self, count: int) -> tuple[list[int], list[Tensor]]:
         """`count` tokens and the distributions they were drawn from; the head then forgets all but true positions."""

@@ -1,12 +1,14 @@
 """Mixture of experts with a shared expert, and the dense MLP of layers that have none.
 
     p        = softmax(gate x) over ALL experts, in fp32
-    top      = the k largest;  w_e = p_e / sum of the k (norm_topk_prob) or p_e
+    top      = the k of largest logit, the lower number first among equals;  w_e = p_e / sum of the k
+               (norm_topk_prob) or p_e
     mlp(x)   = down(silu(gate_proj x) * up_proj x)                                     one such MLP per expert
     y        = sum_{e in top} w_e expert_e(x) + sigmoid(shared_expert_gate x) * shared_expert(x)
 
-There is no routing bias, no groups and no scaling factor. The sum over experts runs in fp32, in the order of the expert
-numbers, so a token's result does not depend on which tokens stand beside it.
+Logits in BF16 tie often, and what `topk` takes of equal ones depends on the device; with the lower number the choice is
+a function of the logits alone. There is no routing bias, no groups and no scaling factor. The sum over experts runs in
+fp32, in the order of the expert numbers, so a token's result does not depend on which tokens stand beside it.
 """
 
 from __future__ import annotations
@@ -34,10 +36,24 @@ class RouterTrace(NamedTuple):
 def route(logits: Tensor, top_k: int, normalise: bool) -> RouterTrace:
     """Choose the experts from router logits [..., E]."""
     logits = logits.float()
-    weights, experts = logits.softmax(-1).topk(top_k, -1)
+    experts = top_experts(logits, top_k)
+    weights = logits.softmax(-1).gather(-1, experts)
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return RouterTrace(logits, experts, weights)
+
+
+def top_experts(logits: Tensor, count: int) -> Tensor:
+    """fp32 logits [..., E] -> the `count` largest by falling logit, then rising number, int64 [..., count].
+
+    One integer holds both, the logit's bits in the order of its value above the number counted from the end: no two
+    are equal, so that `topk` has no choice.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # -0 becomes 0
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32  # sign and magnitude -> two's complement
+    last = logits.shape[-1] - 1
+    keys = rising | torch.arange(last, -1, -1, device=logits.device)
+    return last - (keys.topk(count, -1).values & 0xFFFFFFFF)
 
 
 class Mlp:
@@ -107,11 +123,8 @@ class SparseMoe:
 
     def _run_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """`_run_experts` for a single token, without sorting and gathering: the same products in the same order."""
-        total, shared, chosen = (
-            torch.zeros(x.shape, dtype=torch.float32, device=x.device),
-            Shared(x),
-            experts[0].tolist(),
-        )
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        shared, chosen = Shared(x), experts[0].tolist()
         for choice in sorted(range(self.top_k), key=chosen.__getitem__):
             total.add_(self.experts[chosen[choice]](shared).float() * weights[:, choice, None])
         return total

@@ -1,10 +1,10 @@
 """What changed between two records of the same comparison: this run against a blessed one.
 
 A change counts as one where the two 95% intervals do not overlap (stricter than a test at 5%, so of many rows few stand
-out by chance). A number counted in full (a weight's error) has no interval and counts where it differs by more than
-ROUNDING: it is a sum of doubles, whose order, and with it the last digits, depends on the number of threads. Pairwise
-sums of N terms differ by log2(N) * 2^-53 of themselves, 4e-15 for a billion. Informative by itself, the budget decides;
-with `--gate-baseline` every change for the worse becomes a failing row of the verdict.
+out by chance). A number marked as exact (a weight's error) counts where it differs at all: it is the same bits on every
+machine. A sampled number whose spread is unknown, with no interval or one without width, is "open" where it differs:
+two documents that agree by chance are no proof. Informative by itself, the budget decides; with `--gate-baseline` every
+change for the worse becomes a failing row of the verdict.
 
 Unlike things are refused (`likeness`) unless the reader asks for them, and then the report says what was unlike. With
 every failure stands the shell command that accepts the new figures as the baseline.
@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qconvert_evals.results import Measurement, Results, Verdict, VerdictRow
+from qconvert_reports.judged import known_interval
 from qconvert_reports.labels import LABELS, show_value
 from qconvert_reports.likeness import Unlike, refuse_unlike
 
 WORSE = ("gone", "worse")
 RULE = "baseline"
-ROUNDING = 1e-12  # relative; see the module
+OPEN, SAME = "open", "same"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One measurement in both records; `kind` is "better", "worse", "moved", "same", "new" or "gone"."""
+    """One measurement in both records; `kind` is "better", "worse", "moved", "open", "same", "new" or
+    "gone"."""
 
     kind: str
     name: str
@@ -50,12 +52,19 @@ class Against:
     @property
     def moved(self) -> list[Change]:
         """What changed, worst first."""
-        return [one for one in self.changes if one.kind != "same"]
+        return [one for one in self.changes if one.kind not in (OPEN, SAME)]
 
     @property
     def worse(self) -> list[Change]:
         """What changed for the worse, or is there no more."""
         return [one for one in self.changes if one.kind in WORSE]
+
+    @property
+    def counted(self) -> str:
+        """`3 of 812 numbers changed`, and how many could not be decided."""
+        differing = sum(one.kind == OPEN for one in self.changes)
+        more = f"; {differing} more differ by nobody knows how much of chance" if differing else ""
+        return f"{len(self.moved)} of {len(self.changes)} numbers changed{more}"
 
 
 def against(
@@ -81,7 +90,7 @@ def changes(now: Results, before: Results) -> list[Change]:
     old = {(m.name, m.lane, m.slice): m for m in before.measurements if m.lane in lanes}
     new = {(m.name, m.lane, m.slice): m for m in now.measurements if m.lane in lanes}
     found = [_change(key, old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old])]
-    order = {kind: number for number, kind in enumerate(("gone", "worse", "new", "moved", "better", "same"))}
+    order = {kind: number for number, kind in enumerate(("gone", "worse", "new", "moved", "better", OPEN, SAME))}
     return sorted(found, key=lambda change: order[change.kind])
 
 
@@ -101,9 +110,15 @@ def change_row(one: Change, found: Against) -> VerdictRow:
     return VerdictRow(
         "fail", RULE, one.lane, one.name, one.slice, value, ci, f"as in {found.path}",
         f"{words}; if this is intended, accept it: {found.accept}",
-        "the 95% intervals of both runs do not overlap" if one.after is not None else "the baseline had it",
+        _decided(one),
         None if one.after is None else one.after.n,
     )  # fmt: skip
+
+
+def _decided(one: Change) -> str:
+    if one.after is None:
+        return "the baseline had it"
+    return "counted in full in both runs" if one.after.exact else "the 95% intervals of both runs do not overlap"
 
 
 def _change(key: tuple[str, str, str], before: Measurement | None, after: Measurement | None) -> Change:
@@ -117,17 +132,21 @@ def _change(key: tuple[str, str, str], before: Measurement | None, after: Measur
 
 def _kind(name: str, before: Measurement | None, after: Measurement | None) -> str:
     if before is None or after is None:
-        return "same" if before is after else "gone" if after is None else "new"
-    (old_low, old_high), (low, high) = _span(before), _span(after)
-    slack = ROUNDING * max(abs(low), abs(high), abs(old_low), abs(old_high))
-    if low <= old_high + slack and old_low <= high + slack:
-        return "same"
+        return SAME if before is after else "gone" if after is None else "new"
+    if before.value == after.value:
+        return SAME
+    old, new = _span(before), _span(after)
+    if old is None or new is None or before.exact != after.exact:
+        return OPEN
+    if new[0] <= old[1] and old[0] <= new[1]:
+        return SAME
     better = LABELS.get(name, ("", ""))[1]
     if not better:
         return "moved"
-    return "better" if (low > old_high) == (better == "higher") else "worse"
+    return "better" if (new[0] > old[1]) == (better == "higher") else "worse"
 
 
-def _span(one: Measurement) -> tuple[float, float]:
+def _span(one: Measurement) -> tuple[float, float] | None:
+    """Where the number lies; None where nobody knows."""
     assert one.value is not None
-    return (one.value if one.ci_low is None else one.ci_low), (one.value if one.ci_high is None else one.ci_high)
+    return (one.value, one.value) if one.exact else known_interval(one)

@@ -15,19 +15,19 @@ File format:
     unit = "nats"                       # optional; "%" and "pp" are hundredths of a fraction; must fit the measurement
     min_n = 1000                        # optional; with fewer samples the row is inconclusive
     only_if_base_has = true             # optional; the row does not apply where BF16 itself has no such measurement
-    other = "mtp.acceptance_greedy"     # for max_abs_difference_from_other: which measurement of the same lane ...
-    other_slice = "{slice},context=x"   # ... and in which slice; "{slice}" (the default) is this measurement's own
     why = "where the bound comes from"  # required: a bound without a reason is a guess
 
-Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: further
-arithmetic between measurements; what deserves a bound deserves a measurement of its own.
+Anything else in the file is refused, because a misspelt bound would gate nothing. Left out: arithmetic between
+measurements of a lane; what deserves a bound deserves a measurement of its own, with its own interval.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -35,10 +35,11 @@ from typing import Any
 
 from qconvert.errors import UserError
 from qconvert_evals.results import LaneIdentity
-from qconvert_reports.rules import BOUNDS, OTHER, UNITS, WITHIN, Rule
+from qconvert_reports.rules import BOUNDS, OVERLAP, UNITS, WITHIN, Rule
 
 BUDGET_VERSION = 1
-_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "other", "other_slice", "why", *BOUNDS}
+DEFAULT = "budgets/default.toml"  # in the package
+_ROW_KEYS = {"measurement", "slice", "unit", "min_n", "only_if_base_has", "why", *BOUNDS}
 _SECTION_KEYS = {"lanes", "schemes", "rows"}
 
 
@@ -70,11 +71,20 @@ class Budget:
         """Rows that bind this lane, in file order."""
         return [rule for section in self.sections if section.applies_to(lane) for rule in section.rules]
 
+    @property
+    def digest(self) -> str:
+        """Of all bounds; the reasons may be worded anew without another one."""
+        bounds = [
+            (one.name, one.lanes, one.schemes, [{**asdict(rule), "why": ""} for rule in one.rules])
+            for one in self.sections
+        ]
+        return hashlib.sha256(json.dumps(bounds, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def default_budget() -> Budget:
     """The budget that ships with the package."""
-    resource = files("qconvert_reports").joinpath("budgets/default.toml")
-    return parse_budget(resource.read_text(encoding="utf-8"), "budgets/default.toml")
+    resource = files("qconvert_reports").joinpath(DEFAULT)
+    return parse_budget(resource.read_text(encoding="utf-8"), DEFAULT)
 
 
 def load_budget(path: str | Path | None) -> Budget:
@@ -140,14 +150,12 @@ def _rule(section: str, row: Any, place: str) -> Rule:
     unit = row.get("unit")
     if unit is not None and unit not in UNITS:
         raise UserError("unknown unit in the budget", where=place, expected=", ".join(UNITS), found=repr(unit))
-    if BOUNDS[bounds[0]][0] == WITHIN and _number(row[bounds[0]], bounds[0], place) < 0:
-        raise UserError("nothing lies within a negative distance", where=place, found=f"{bounds[0]} = {row[bounds[0]]}")
-    other = _typed(row, "other", str, "", place)
-    if bool(other) != (BOUNDS[bounds[0]][1] == OTHER) or ("other_slice" in row and not other):
+    side, against = BOUNDS[bounds[0]]
+    if (side == WITHIN or against == OVERLAP) and _number(row[bounds[0]], bounds[0], place) < 0:
         raise UserError(
-            "`other` belongs to max_abs_difference_from_other, and that bound needs it",
+            "nothing lies within a negative distance, and noise has no sign",
             where=place,
-            found=f"{bounds[0]} and other = {other!r}",
+            found=f"{bounds[0]} = {row[bounds[0]]}",
         )
     return Rule(
         section=section,
@@ -159,8 +167,6 @@ def _rule(section: str, row: Any, place: str) -> Rule:
         unit=unit,
         min_n=_typed(row, "min_n", int, 0, place),
         only_if_base_has=_typed(row, "only_if_base_has", bool, False, place),
-        other=other,
-        other_slice=_typed(row, "other_slice", str, "{slice}", place),
     )
 
 

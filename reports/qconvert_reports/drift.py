@@ -5,7 +5,8 @@ lane that no row speaks about is inconclusive, never pass.
 
 A measurement which the reference lanes have and a candidate lacks is a fail: it is how a lost MTP head shows. Where
 nobody has it the row is inconclusive. Rows marked `only_if_base_has` are "not applicable" where the base itself lacks
-the measurement. What is too good to be true is in `suspicion`.
+the measurement, and so are positions of the context that no text reached (`_unreached`). What is too good to be true is
+in `suspicion`.
 
 Left out: corrections for many rows; a fail needs a whole interval beyond the bound, and the bounds stand well away from
 no change. `benchmarks/gate_calibration.py` measures how often that goes wrong.
@@ -32,10 +33,11 @@ from qconvert_reports.decision import (
 from qconvert_reports.judged import Judged, judged
 from qconvert_reports.labels import sample_noun, show_difference, show_value
 from qconvert_reports.record import Record
-from qconvert_reports.rules import AT_LEAST, AT_MOST, DIFFERENCE, OTHER, WITHIN, Rule
+from qconvert_reports.rules import AT_LEAST, AT_MOST, DIFFERENCE, OVERLAP, WITHIN, Rule, slice_matches
 from qconvert_reports.suspicion import too_good
 
 SIGNS = {AT_MOST: "≤", AT_LEAST: "≥", WITHIN: "within ±"}
+UNREACHED = "no text was as long as that"
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 
 
@@ -81,7 +83,16 @@ def _judge_rule(record: Record, lane: str, rule: Rule) -> list[VerdictRow]:
     if not rows:
         reason, decided = "not measured: no lane has such a measurement and slice", "nobody has this measurement"
         rows.append(_row(INCONCLUSIVE, rule.name, lane, rule.measurement, rule.slice, reason, decided, rule))
-    return rows
+    return rows + _unreached(record, rule, lane)
+
+
+def _unreached(record: Record, rule: Rule, lane: str) -> list[VerdictRow]:
+    """A rule along the context speaks of positions that no text reached as well: these are not measured, not passed."""
+    at = record.beyond_the_text()
+    if not at or not slice_matches(at, rule.slice):
+        return []
+    reason = f"not measured: the longest sequence has {record.longest:,} tokens, the context {record.context:,}"
+    return [_row(NOT_APPLICABLE, rule.name, lane, rule.measurement, at, reason, UNREACHED, rule)]
 
 
 def _judge_one(record: Record, rule: Rule, one: Measurement) -> VerdictRow:
@@ -93,7 +104,7 @@ def _judge_one(record: Record, rule: Rule, one: Measurement) -> VerdictRow:
     if isinstance(number, str):
         return _row(INCONCLUSIVE, rule.name, one.lane, one.name, one.slice, number, "nothing to hold it against", rule)
     decision = decide(rule, number, one.name)
-    shown = show_difference if rule.against in (DIFFERENCE, OTHER) else show_value
+    shown = show_difference if rule.against == DIFFERENCE or rule.unit == "pp" else show_value
     allowed = shown(number.limit, one.unit).removeprefix("+" if rule.side == WITHIN else "")
     bound = f"{SIGNS[rule.side]} {allowed}{number.note}".replace("± ", "±")
     texts = [shown(part, one.unit) for part in (number.value, number.low, number.high)]
@@ -102,7 +113,7 @@ def _judge_one(record: Record, rule: Rule, one: Measurement) -> VerdictRow:
         reason += named_tensors(record.figures, one)
     return VerdictRow(
         decision.status, rule.name, one.lane, one.name, one.slice, number.value, (number.low, number.high), bound,
-        reason, decision.decided, number.n, decision.needed_n,
+        reason, decision.decided, number.n, decision.needed_n, decision.margin,
     )  # fmt: skip
 
 
@@ -118,7 +129,8 @@ def _reason(number: Judged, decision: Decision, rule: Rule, texts: list[str], bo
         more = f"needs about {needed:,} {noun}" if needed else f"no number of {noun} decides at this value"
         return f"{measured}: its interval straddles the bound {bound}; n = {number.n:,}, {more}"
     if decision.status == INCONCLUSIVE:
-        return f"{measured} is within the bound {bound}, but its interval is not known: too few documents"
+        why = "too few documents, or none that differ"
+        return f"{measured} is within the bound {bound}, but its interval is not known: {why}"
     if decision.status == IMPROVED:
         return f"{measured} is within the bound {bound}, and better than no change by more than the noise"
     return f"{measured} is {'within' if decision.status == PASS else 'beyond'} the bound {bound}"
@@ -129,6 +141,8 @@ def _row(
 ) -> VerdictRow:
     """A row without a judged number."""
     bound = "" if of is None else f"{SIGNS[of.side]} {show_value(of.limit, of.unit or '')}".replace("± ", "±")
+    if of is not None and of.against == OVERLAP:
+        bound = f"{SIGNS[of.side]} the overlap at noise {of.limit:g}"
     return VerdictRow(status, rule, lane, name, slice_, None, (None, None), bound, reason, decided)
 
 
@@ -136,5 +150,6 @@ def settle(results: Results, budget: Budget) -> Verdict:
     """Judge, and keep the verdict and the rules behind it in the record, so that a report needs no budget file."""
     results.verdict = judge(results, budget)
     rules = {rule.name: asdict(rule) for section in budget.sections for rule in section.rules}
-    results.figures["budget"] = {"name": budget.name, "source": budget.source, "rules": rules}
+    known = {"name": budget.name, "source": budget.source, "digest": budget.digest}
+    results.figures["budget"] = {**known, "rules": rules}
     return results.verdict

@@ -1,8 +1,9 @@
-"""The report folder: results.json, report.html, report.md, summary.md, junit.xml and tables/*.csv, in one step.
+"""The report folder: results.json, report.html, report.md, summary.md, junit.xml, tables/*.csv and tables/*.parquet,
+in one step.
 
 Everything is drawn into a hidden sibling first and then renamed, so nobody ever sees half a report and a failure leaves
 nothing behind. An existing folder is replaced only when it is a report of ours, that is, holds a results.json; anything
-else is the user's.
+else is the user's. Where pyarrow is not installed there is no Parquet, and whoever writes the report is told.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from qconvert_reports.baseline import Against
 from qconvert_reports.html import render_html
 from qconvert_reports.junit import render_junit
 from qconvert_reports.markdown import render_markdown, render_summary
-from qconvert_reports.tables import csv_tables
+from qconvert_reports.tables import csv_tables, has_parquet, parquet_tables
+
+NO_PARQUET = (
+    "tables are written as CSV alone: Parquet needs the package `pyarrow`, which is not installed\n"
+    "  way out: pip install 'qconvert[data]'"
+)
 
 
 def check_report_folder(folder: Path) -> None:
@@ -46,17 +52,20 @@ def _is_report(folder: Path) -> bool:
     return True
 
 
-def write_report(results: Results, folder: Path, against: Against | None = None) -> None:
-    """Draw everything beside the folder, then put it in place."""
+def write_report(results: Results, folder: Path, against: Against | None = None) -> list[str]:
+    """Draw everything beside the folder, then put it in place; what had to be left out is returned, to be said."""
     check_report_folder(folder)
     target = folder.absolute()
-    files = {
+    texts = {
         "report.html": render_html(results, against),
         "report.md": render_markdown(results, against),
         "summary.md": render_summary(results, against),
         "junit.xml": render_junit(results, against),
         **{f"tables/{name}": text for name, text in csv_tables(results).items()},
     }
+    files = {name: text.encode("utf-8") for name, text in texts.items()}
+    parquet = parquet_tables(results) if has_parquet() else {}
+    files |= {f"tables/{name}": data for name, data in parquet.items()}
     try:
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -67,12 +76,13 @@ def write_report(results: Results, folder: Path, against: Against | None = None)
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise UserError("cannot write the report", where=str(folder), found=str(error)) from error
+    return [] if parquet else [NO_PARQUET]
 
 
-def _fill(folder: Path, results: Results, files: dict[str, str]) -> None:
+def _fill(folder: Path, results: Results, files: dict[str, bytes]) -> None:
     (folder / "tables").mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     results.save(folder / "results.json")
 
 

@@ -4,7 +4,9 @@
 
 Runs are joined by a line where they speak about the same thing (`likeness.key`: same BF16 files, same tokens, same
 settings). A run of something else stands in the history, marked and unjoined: its numbers moved for reasons that no
-conversion made. Left out: judgement. A history shows; the budget and a baseline decide.
+conversion made. Measurements are joined by name, slice, unit and lane (pandas), so one that came to be counted in
+another unit is another line, and a record that holds one twice is refused. Left out: judgement. A history shows; the
+budget and a baseline decide.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
+
 from qconvert.errors import UserError
 from qconvert_evals.results import Measurement, Results
 from qconvert_reports.labels import conditions, show_value
 from qconvert_reports.likeness import key, unlike
 
+PLACE = ["name", "slice", "unit", "lane"]
 SLICES = ({"all"}, {"position"}, {"feed"}, {"filter"})  # keys of the slices that are followed; not layers or domains
 FIRST = (  # what stands at the top and in the Markdown table's head rows
     ("logits.kl_mean", "all"),
@@ -83,7 +88,7 @@ def read_history(folder: Path) -> History:
     if not records:
         raise UserError("no results.json below this folder", where=str(folder), fix="name a folder that holds reports")
     ordered = sorted(records.values(), key=lambda one: (one[1].created, str(one[0])))
-    return History(str(folder), _runs(ordered, folder), _lines([results for _, results in ordered]))
+    return History(str(folder), _runs(ordered, folder), _lines(ordered))
 
 
 def _runs(records: list[tuple[Path, Results]], folder: Path) -> list[Run]:
@@ -99,29 +104,36 @@ def _runs(records: list[tuple[Path, Results]], folder: Path) -> list[Run]:
     return runs
 
 
-def _lines(records: list[Results]) -> list[Line]:
-    tables = [{(m.name, m.slice, m.lane): m for m in one.measurements} for one in records]
-    units: dict[tuple[str, str], str] = {}
-    lanes: dict[tuple[str, str], dict[str, None]] = {}
-    for results in records:
-        candidates = {one.name for one in results.lanes if one.role == "candidate"}
-        for m in results.measurements:
-            if m.lane in candidates and m.value is not None and conditions(m.slice).keys() in SLICES:
-                units.setdefault((m.name, m.slice), m.unit)
-                lanes.setdefault((m.name, m.slice), {})[m.lane] = None
+def _lines(records: list[tuple[Path, Results]]) -> list[Line]:
+    """A row a measurement and lane in the order in which they came up, a column a run."""
+    tables = [_followed(results) for _, results in records]
+    joined = pandas.concat(tables)[PLACE].drop_duplicates()
+    for run, table in enumerate(tables):
+        try:
+            joined = joined.merge(table.rename(columns={"point": run}), "left", PLACE, validate="one_to_one")
+        except pandas.errors.MergeError as error:
+            twice = " ".join(table.loc[table.duplicated(PLACE), PLACE].iloc[0])
+            what, path = "a record holds a measurement twice", str(records[run][0])
+            raise UserError(what, where=path, found=twice, fix="make it again, or take it out of the folder") from error
+    found = []
+    for (name, at, unit), rows in joined.groupby(PLACE[:3], sort=False):
+        points = rows.set_index("lane")[list(range(len(tables)))].astype(object)
+        lanes = {
+            lane: [one if isinstance(one, Measurement) else None for one in row] for lane, *row in points.itertuples()
+        }
+        found.append(Line(name, at, unit, lanes))
     order = {one: number for number, one in enumerate(FIRST)}
-    found = sorted(lanes, key=lambda one: order.get(one, len(order)))
-    return [
-        Line(
-            name, at, units[name, at], {lane: [_get(one, name, at, lane) for one in tables] for lane in lanes[name, at]}
-        )
-        for name, at in found
-    ]
+    return sorted(found, key=lambda line: order.get((line.name, line.slice), len(order)))
 
 
-def _get(table: dict[tuple[str, str, str], Measurement], name: str, at: str, lane: str) -> Measurement | None:
-    one = table.get((name, at, lane))
-    return one if one is not None and one.value is not None else None
+def _followed(results: Results) -> pandas.DataFrame:
+    """PLACE and the measurement itself, of the candidates' measurements that a history follows."""
+    frame = results.to_frame()
+    frame["point"] = pandas.Series(results.measurements, dtype=object)
+    candidates = [one.name for one in results.lanes if one.role == "candidate"]
+    slices = [one for one in frame["slice"].unique() if conditions(one).keys() in SLICES]
+    kept = frame["lane"].isin(candidates) & frame["slice"].isin(slices) & frame["value"].notna()
+    return frame.loc[kept, [*PLACE, "point"]]
 
 
 def text_lines(history: History) -> Iterator[str]:

@@ -14,10 +14,12 @@ from qconvert_evals.results import Measurement, Results
 from qconvert_reports import plots, view
 from qconvert_reports.baseline import Against
 from qconvert_reports.benchmarks_view import benchmark_tables
+from qconvert_reports.certainty import certainty
+from qconvert_reports.decision import THIN
 from qconvert_reports.labels import label, show_slice, show_value
 from qconvert_reports.page import fill_page
 from qconvert_reports.position_plots import along_context
-from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline
+from qconvert_reports.verdict_view import WORDS, gate_line, groups, headline, show_margin
 
 TILES = (
     ("logits.kl_mean", ("all",)),
@@ -25,13 +27,17 @@ TILES = (
     ("router.set_match", ("feed=local", "all")),
     ("mtp.acceptance_greedy", ("position=1",)),
     ("mtp.accept_length", ("all",)),
+    ("mtp.accept_length_live", ("all",)),
     ("weights.relative_error", ("all",)),
 )
 
 
 def render_html(results: Results, against: Against | None = None) -> str:
     """The page as text, with what changed against a baseline."""
-    filters = {"visible": visible, "value": show_value, "slice": show_slice, "label": label, "gate": gate_line}
+    filters = {
+        "visible": visible, "value": show_value, "slice": show_slice, "label": label, "gate": gate_line,
+        "margin": show_margin,
+    }  # fmt: skip
     return fill_page("report.html", filters, **_context(results, against))
 
 
@@ -43,6 +49,8 @@ def _context(results: Results, against: Against | None) -> dict[str, Any]:
         "status": status,
         "status_word": WORDS[status],
         "headline": headline(results.verdict, results) if results.verdict else "This record has not been judged.",
+        "certainty": certainty(results),
+        "thin": THIN,
         "words": WORDS,
         "groups": groups(results),
         "budget": results.figures.get("budget") or {},

@@ -1,12 +1,15 @@
 """The number that a bound is held against, with its interval and the bound in its unit.
 
-`difference` rows use the paired measurement `<name>_difference` where the record holds one. Otherwise, and for rows
-against another measurement, the interval of the difference is
+`difference` rows use the paired measurement `<name>_difference` where the record holds one. Otherwise the interval of
+the difference is
 
     d - sqrt((c - c_low)^2 + (b_high - b)^2)  ..  d + sqrt((c_high - c)^2 + (b - b_low)^2)   (Newcombe, square-and-add)
 
 which takes the two for independent. They share their tokens and their errors correlate positively, so it is too wide:
 it errs towards inconclusive, not towards pass.
+
+A number is exact where the record says so. An interval without width of a sampled number says nothing about its spread,
+which then counts as unknown, as with a single document.
 
 Where no pair of n differs, the paired interval has no width, which would let thirty answers prove anything. With 95%
 confidence the share of differing pairs is then at most 1 - 0.05^(1/n), about 3 / n (rule of three), and no difference
@@ -20,13 +23,14 @@ from math import hypot
 
 from qconvert_evals.results import Measurement
 from qconvert_reports.record import Record
-from qconvert_reports.rules import DIFFERENCE, NOISE, OTHER, Rule
+from qconvert_reports.routing_noise import expected_overlap
+from qconvert_reports.rules import DIFFERENCE, NOISE, OVERLAP, Rule
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Value, interval and limit; `n` samples; `no_change` is the value without any drift, `noise` how far BF16 itself
-    is from it, None where a measurement has no such point."""
+    """Value, interval and limit; `n` samples; `no_change` is the value without any drift, `noise` how far the
+    lane's noise lane is from it, None where a measurement has no such point."""
 
     value: float
     low: float
@@ -35,14 +39,10 @@ class Judged:
     n: int
     interval_known: bool
     note: str = ""
+    exact: bool = False  # counted in full, so that there is no interval
     rare: bool = False  # the interval is the rule of three's, which shrinks with n, not with its square root
     no_change: float | None = None
     noise: float = 0.0
-
-    @property
-    def exact(self) -> bool:
-        """Counted in full: an interval without width."""
-        return self.interval_known and self.low == self.high
 
 
 def judged(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged | str:
@@ -50,9 +50,12 @@ def judged(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged
     assert one.value is not None  # `covered` returns nothing else
     if rule.against == DIFFERENCE:
         return _from_base(record, one, limit)
-    if rule.against == OTHER:
-        return _from_other(record, rule, one, limit)
     note = ""
+    if rule.against == OVERLAP:
+        if record.router is None:
+            return "not judged: the record does not say how many of how many experts are chosen"
+        chosen, experts = record.router
+        limit, note = expected_overlap(chosen, experts, limit), f" ({limit:g} noise, {chosen} of {experts} experts)"
     if rule.against == NOISE:
         if one.noise_floor is None:
             return "not judged: this measurement has no noise floor"
@@ -61,7 +64,9 @@ def judged(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged
         limit, note = limit * abs(one.noise_floor), f" ({rule.limit:g} x noise floor)"
     no_change = 1.0 if one.name.endswith(("_ratio", "_recovery")) else None
     noise = 0.0 if no_change is None or one.noise_floor is None else abs(one.noise_floor - no_change)
-    return Judged(one.value, *interval(one), limit, one.n, _known(one), note, no_change=no_change, noise=noise)
+    return Judged(
+        one.value, *interval(one), limit, one.n, _known(one), note, one.exact, no_change=no_change, noise=noise
+    )
 
 
 def _from_base(record: Record, one: Measurement, limit: float) -> Judged | str:
@@ -74,20 +79,12 @@ def _from_base(record: Record, one: Measurement, limit: float) -> Judged | str:
         if rare:
             high = 1 - 0.05 ** (1 / paired.n)
             low, note = -high, f"{note}, none of {paired.n:,} pairs differs"
-        return Judged(paired.value, low, high, limit, paired.n, _known(paired), note, rare, 0.0, noise)
+        known = rare or _known(paired)
+        return Judged(paired.value, low, high, limit, paired.n, known, note, paired.exact, rare, 0.0, noise)
     base = record.measured(one.name, record.base, one.slice)
     if base is None:
         return f"not judged: {record.base} has no such measurement to subtract"
-    floor = 0.0 if one.noise_floor is None or base.value is None else abs(one.noise_floor - base.value)
-    return _independent(one, base, limit, note, 0.0, floor)
-
-
-def _from_other(record: Record, rule: Rule, one: Measurement, limit: float) -> Judged | str:
-    at = rule.other_slice.replace("{slice}", one.slice)
-    other = record.measured(rule.other, one.lane, at)
-    if other is None:
-        return f"not judged: {one.lane} has no {rule.other} ({at}) to compare it with"
-    return _independent(one, other, limit, f" against {rule.other} ({at})", None, 0.0)
+    return _independent(one, base, limit, note, 0.0, record.noise_of_value(one))
 
 
 def _independent(
@@ -100,11 +97,20 @@ def _independent(
     above = hypot(high - one.value, other.value - other_low)
     known = _known(one) and _known(other)
     edges = difference - below, difference + above
-    return Judged(difference, *edges, limit, min(one.n, other.n), known, note, no_change=no_change, noise=noise)
+    exact, n = one.exact and other.exact, min(one.n, other.n)
+    return Judged(difference, *edges, limit, n, known, note, exact, no_change=no_change, noise=noise)
 
 
 def _known(one: Measurement) -> bool:
-    return one.ci_low is not None and one.ci_high is not None
+    return one.exact or known_interval(one) is not None
+
+
+def known_interval(one: Measurement) -> tuple[float, float] | None:
+    """The 95% interval of a sampled number; None where its spread is unknown: there is no interval, or one without
+    width, because the few documents happen to agree."""
+    if one.exact or one.ci_low is None or one.ci_high is None or one.ci_low >= one.ci_high:
+        return None
+    return one.ci_low, one.ci_high
 
 
 def interval(one: Measurement) -> tuple[float, float]:

@@ -50,6 +50,7 @@ def _case(suite: ET.Element, row: VerdictRow, measurement: Measurement | None) -
     case = ET.SubElement(suite, "testcase", classname=_text(f"qconvert.{row.lane}"), name=_text(name))
     known: dict[str, str | float | None] = {"rule": row.rule, "status": row.status, "decided": row.decided or None}
     known |= {"value": row.value, "ci_low": row.ci[0], "ci_high": row.ci[1], "n": row.n, "needed_n": row.needed_n}
+    known["margin"] = row.margin
     if measurement is not None:
         known |= {"n": measurement.n if row.n is None else row.n, "noise_floor": measurement.noise_floor}
     properties = ET.SubElement(case, "properties")

@@ -7,6 +7,7 @@ needs no edit in this room.
 from __future__ import annotations
 
 from qconvert_evals.results import Measurement
+from qconvert_evals.slices import conditions as conditions
 
 # Dotted name -> (what a reader calls it, which way is better: "lower", "higher" or "" where neither is).
 LABELS: dict[str, tuple[str, str]] = {
@@ -31,16 +32,25 @@ LABELS: dict[str, tuple[str, str]] = {
     "router.shared_weight": ("Routing weight on experts that both chose", "higher"),
     "router.margin_flipped": ("Router margin where the set changed", ""),
     "router.margin_kept": ("Router margin where it did not", ""),
+    "router.tie_rate": ("Ties between the last expert chosen and the next", ""),
     "router.load_distance": ("Distance of the expert load histograms", "lower"),
-    "mtp.acceptance_greedy": ("Draft acceptance, greedy", "higher"),
-    "mtp.acceptance_sampled": ("Draft acceptance, sampled", "higher"),
-    "mtp.accept_length": ("Tokens per verification step", "higher"),
-    "mtp.acceptance_live": ("Draft acceptance, live decoding", "higher"),
-    "mtp.accept_length_live": ("Tokens per step, live decoding", "higher"),
+    "mtp.acceptance_greedy": ("Draft acceptance, greedy, teacher-forced", "higher"),
+    "mtp.acceptance_sampled_greedy_drafts": ("Draft acceptance, sampling with greedy drafts, teacher-forced", "higher"),
+    "mtp.acceptance_sampled": ("Draft acceptance, sampling with sampled drafts, teacher-forced", "higher"),
+    "mtp.accept_length": ("Tokens per step, greedy, teacher-forced", "higher"),
+    "mtp.acceptance_live": ("Draft acceptance, greedy, live decoding", "higher"),
+    "mtp.accept_length_live": ("Tokens per step, greedy, live decoding", "higher"),
+    "mtp.live_replay_gap": ("Drafts accepted live − by the loop's own text", ""),
+    "mtp.live_replay_gap_length": ("Tokens per step, live − by the loop's own text", ""),
+    "mtp.live_replay_exact": ("Prompts whose live decoding its own text replays exactly", "higher"),
     "weights.relative_error": ("Weight error, all quantized weights", "lower"),
     "weights.relative_error_max": ("Weight error, worst tensor", "lower"),
-    "mtp.acceptance_conditional": ("Draft acceptance given the step before, greedy", "higher"),
-    "mtp.accept_length_sampled": ("Tokens per verification step, sampled", "higher"),
+    "mtp.acceptance_conditional": ("Draft acceptance given the step before, greedy, teacher-forced", "higher"),
+    "mtp.accept_length_sampled_greedy_drafts": (
+        "Tokens per step, sampling with greedy drafts, teacher-forced",
+        "higher",
+    ),
+    "mtp.accept_length_sampled": ("Tokens per step, sampling with sampled drafts, teacher-forced", "higher"),
     "weights.block_error_max": ("Weight error, worst block of one scale", "lower"),
     "weights.max_abs": ("Weight error, largest single one", "lower"),
     "weights.quantized_tensors": ("Quantized tensors", ""),
@@ -121,12 +131,6 @@ def show_interval(one: Measurement) -> str:
     if one.ci_low is None or one.ci_high is None or one.ci_low == one.ci_high:
         return ""
     return f"[{show_value(one.ci_low, one.unit)}, {show_value(one.ci_high, one.unit)}]"
-
-
-def conditions(slice_: str) -> dict[str, str]:
-    """`layer=7,feed=local` -> {"layer": "7", "feed": "local"}; `all` -> {"all": ""}."""
-    pairs = (part.partition("=") for part in slice_.split(","))
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def show_slice(slice_: str) -> str:

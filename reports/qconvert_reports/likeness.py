@@ -2,8 +2,9 @@
 
     base       the BF16 files (sha256), so another model, fine-tune or revision
     tokens     which tokens were measured: their hash, number, documents, sequences, domains, length of a sequence
-    settings   what else changes numbers: draft steps, the live loop, how each lane computes (activations, order of
-               accumulation, dtype), and where both ran benchmarks, how (few-shot examples, template, limit, seed)
+    settings   what else changes numbers: draft steps, the live loop, how a server samples, how each lane computes
+               (activations, order of accumulation, dtype), and where both ran benchmarks, how (few-shot examples,
+               template, limit, seed)
 
 Left out: library versions, kernels and machines. They move numbers by the noise floor, which the record holds, and a
 history that broke at every upgrade of torch would be no history; the versions stand in the report.
@@ -21,7 +22,7 @@ from qconvert_evals.results import LaneIdentity, Results
 BASE, TOKENS, SETTINGS = "base", "tokens", "settings"
 KINDS = (BASE, TOKENS, SETTINGS)
 TOKEN_KEYS = ("tokens_sha256", "tokens", "documents", "sequences", "domains", "seq_len")
-SETTING_KEYS = ("draft_tokens", "live", "yarn")
+SETTING_KEYS = ("draft_tokens", "live", "sampling", "yarn")
 NUMERICS = ("compute_dtype", "activations", "activations_of", "accumulation")
 WORDS = {
     BASE: "the baseline speaks of another base model",
@@ -114,4 +115,4 @@ def _numerics(results: Results) -> list[tuple[str, str]]:
     def said(numerics: dict[str, Any]) -> str:
         return ", ".join(f"{name} {numerics[name]}" for name in NUMERICS if name in numerics)
 
-    return [(one.name, said(one.numerics)) for one in results.lanes]
+    return [(one.name, said(one.numerics)) for one in results.lanes if one.role != "noise"]  # these follow the others

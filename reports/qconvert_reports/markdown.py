@@ -18,8 +18,9 @@ from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.baseline import Against
 from qconvert_reports.benchmarks_view import benchmark_tables
+from qconvert_reports.certainty import certainty, text_lines
 from qconvert_reports.labels import label, show_slice, show_value
-from qconvert_reports.verdict_view import WORDS, Group, gate_line, groups, headline
+from qconvert_reports.verdict_view import WORDS, Group, gate_line, groups, headline, show_margin
 
 COMMENT_LIMIT = 65_536  # characters
 SUMMARY_LIMIT = 1_048_576  # bytes
@@ -61,10 +62,13 @@ def _blocks(results: Results, against: Against | None, long: bool = False) -> It
     yield f"{MARKER}\n## {WORDS[status]}: {escape(words)}\n\n"
     yield from (f"- **{WORDS[one.status]}** {escape(_gate(one))}\n" for one in bad)
     yield "\n" if bad else ""
+    sure = certainty(results)
+    yield "".join(f"{escape(sentence)}\n\n" for sentence in sure.sentences[:1] + text_lines(results))
     yield _table(view.summary(index)) + "\n"
     if against is not None:
         yield _changes(against)
     yield _fold("All checks", _checks(found))
+    yield _fold("How sure is this?", "\n\n".join(map(escape, sure.sentences)) + "\n\n" + _tables(sure.tables))
     yield _fold("Benchmarks", _tables(benchmark_tables(index)))
     yield _fold("By domain", _table(view.domain_table(index)))
     yield _fold("By position in the context", _table(view.position_table(index)))
@@ -97,18 +101,26 @@ def _gate(group: Group) -> str:
 
 def _checks(found: list[Group]) -> str:
     rows = [
-        [WORDS[one.status], one.lane, one.what, f"{one.measured} {one.interval}".strip(), one.worst.bound or "–"]
+        [
+            WORDS[one.status], one.lane, one.what, f"{one.measured} {one.interval}".strip(), one.worst.bound or "–",
+            _margin(one),
+        ]
         for one in found
         if one.status != "not applicable"
-    ]
+    ]  # fmt: skip
     idle = [f"{one.lane}: {one.what}" for one in found if one.status == "not applicable"]
     note = f"\n{len(idle)} rows do not apply: {escape('; '.join(idle))}.\n" if idle else ""
-    return grid(["result", "lane", "check", "measured", "allowed"], rows) + note
+    return grid(["result", "lane", "check", "measured", "allowed", "margin"], rows) + note
+
+
+def _margin(group: Group) -> str:
+    """The smallest of the group's, marked where it is thin."""
+    return show_margin(group.thinnest.margin if group.thinnest else None) + (" (thin)" if group.thin else "")
 
 
 def _changes(against: Against) -> str:
-    moved, total = against.moved, len(against.changes)
-    head = f"### Against the baseline\n\n{len(moved)} of {total} numbers changed (intervals do not overlap).\n\n"
+    moved = against.moved
+    head = f"### Against the baseline\n\n{against.counted} (changed: intervals do not overlap).\n\n"
     head += "".join(f"- Not alike, as allowed: {escape(str(one))}\n" for one in against.unlike[:12])
     rows = [
         [

@@ -25,8 +25,9 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from qconvert_evals.results import Measurement, Results
 from qconvert_reports.labels import conditions
 
-BASE_COLOUR, NOISE_COLOUR = "#3b4450", "#9aa3ad"
+BASE_COLOUR, NOISE_COLOURS = "#3b4450", ("#9aa3ad", "#bfa58a", "#b7a3bd")
 LANE_COLOURS = ("#2b6cb0", "#c05f1f", "#2f855a", "#805ad5", "#b83280", "#718096")
+FROM = "A noise lane diverges from the lane that it is named after."
 TINY = 1e-8  # nats; smaller divergences are told apart by no decision
 STYLE = {
     "svg.fonttype": "none",
@@ -70,7 +71,8 @@ def lane_colour(results: Results, lane: str) -> str:
     if roles.get(lane) == "base":
         return BASE_COLOUR
     if roles.get(lane) == "noise":
-        return NOISE_COLOUR
+        noise = [one.name for one in results.lanes if one.role == "noise"]
+        return NOISE_COLOURS[noise.index(lane) % len(NOISE_COLOURS)]
     names = [one.name for one in results.lanes if one.role == "candidate"]
     return LANE_COLOURS[names.index(lane) % len(LANE_COLOURS)] if lane in names else LANE_COLOURS[-1]
 
@@ -96,7 +98,7 @@ def kl_histogram(results: Results) -> list[Plot]:
         axes.set_ylabel("share of tokens")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
-    caption = f"Over the full vocabulary; the first bar holds everything below {_power(TINY)}."
+    caption = f"Over the full vocabulary; the first bar holds everything below {_power(TINY)}. {FROM}"
     return [draw_plot("KL divergence, token by token", caption, draw, len(shown))]
 
 
@@ -130,7 +132,7 @@ def kl_by_position(results: Results) -> list[Plot]:
         axes.set_xlabel("position in the sequence (logarithmic)")
         axes.set_ylabel("mean KL (nats)")
 
-    caption = "Mean divergence by how much text came before."
+    caption = f"Mean divergence by how much text came before. {FROM}"
     return [draw_plot("KL divergence along the text", caption, draw, len(shown))]
 
 
@@ -225,7 +227,7 @@ def acceptance(results: Results) -> list[Plot]:
             axes.set_xlabel("draft step")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
-        title = f"Draft acceptance, {domain}" if domain else "Draft acceptance, all text"
+        title = f"Draft acceptance, teacher-forced, {domain or 'all text'}"
         plots.append(draw_plot(title, "", draw, len(lines)))
     return plots
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qconvert_evals.results import Measurement, Missing, Results
+from qconvert_evals.results import Measurement, Missing, Results, reference_of
 from qconvert_reports.labels import conditions
 from qconvert_reports.rules import Rule
 
@@ -16,8 +16,16 @@ class Record:
         self.missing: list[Missing] = results.missing
         self.figures = results.figures
         self.base = next((lane.name for lane in results.lanes if lane.role == "base"), "")
-        self.noise = next((lane.name for lane in results.lanes if lane.role == "noise"), "")
-        self.references = [lane.name for lane in results.lanes if lane.role in ("base", "noise")]
+        # The base, and the noise lane that is measured against it: those of candidates say nothing about BF16.
+        self.references = [lane.name for lane in results.lanes if lane.role == "base"]
+        self.references += [
+            lane.name for lane in results.lanes if lane.role == "noise" and reference_of(lane.name) == self.base
+        ]
+        self.noise_of = {lane.name: lane.noise_lane for lane in results.lanes}
+        model, tool = results.figures.get("model") or {}, results.tool
+        router = model.get("experts_chosen"), model.get("experts")
+        self.router = router if all(isinstance(one, int) and one > 0 for one in router) else None  # (k, E)
+        self.context, self.longest = model.get("context"), tool.get("longest_sequence")  # tokens, None where unknown
         for one in results.measurements:
             self.by_lane.setdefault(one.lane, []).append(one)
 
@@ -30,6 +38,11 @@ class Record:
         """Its value."""
         one = self.measured(name, lane, slice_)
         return None if one is None else one.value
+
+    def noise_of_value(self, one: Measurement) -> float:
+        """How far the noise lane's value is from that of the lane that it is measured against; 0 where unknown."""
+        quiet = self.value(one.name, reference_of(self.noise_of.get(one.lane) or ""), one.slice)
+        return 0.0 if one.noise_floor is None or quiet is None else abs(one.noise_floor - quiet)
 
     def covered(self, lane: str, rule: Rule) -> list[Measurement]:
         """What the lane has of what the rule speaks about."""
@@ -61,6 +74,12 @@ class Record:
             return None
         whys = [one.why for one in self.missing if one.lane == self.base and _speaks_of(rule, one)]
         return whys[0] if whys else "the base lane has no such measurement"
+
+    def beyond_the_text(self) -> str:
+        """The positions that the model has and no text reached, as a slice; "" where none are known to be left."""
+        if not isinstance(self.context, int) or not isinstance(self.longest, int) or self.longest >= self.context:
+            return ""
+        return f"at={self.longest}-{self.context - 1}"
 
     def have_it(self, name: str, slice_: str) -> list[str]:
         """Reference lanes that have this measurement."""

@@ -2,11 +2,13 @@
 
     bound                            holds where
     max, min                         value <= L, value >= L
+    max_abs                          |value| <= L
     max_difference_from_base, min_…  value - BF16's value <= L, >= L        (paired where the record holds the pairs)
     max_abs_difference_from_base     |value - BF16's value| <= L
     max_times_noise, min_…           value <= L |noise floor|, >= L |noise floor|
     max_abs_times_noise              |value| <= L |noise floor|
-    max_abs_difference_from_other    |value - value of the lane's measurement `other`| <= L
+    min_overlap_at_noise             value >= expected overlap of k of E experts whose logits get relative noise L, with
+                                     the model's own k and E (`routing_noise`)
 
 Two-sided rows are for numbers that should not move at all: a broken verifier accepts too much, not too little. A noise
 floor has a sign where the measurement has one (a difference), and only its size is a scale.
@@ -16,22 +18,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from qconvert_reports.labels import conditions
 
 AT_MOST, AT_LEAST, WITHIN = "<=", ">=", "within"
-VALUE, DIFFERENCE, NOISE, OTHER = "value", "difference", "noise", "other"
+VALUE, DIFFERENCE, NOISE, OVERLAP = "value", "difference", "noise", "overlap"
 # Bound key -> (side of the bound that is allowed, what is held against it).
 BOUNDS: dict[str, tuple[str, str]] = {
     "max": (AT_MOST, VALUE),
     "min": (AT_LEAST, VALUE),
+    "max_abs": (WITHIN, VALUE),
     "max_difference_from_base": (AT_MOST, DIFFERENCE),
     "min_difference_from_base": (AT_LEAST, DIFFERENCE),
     "max_abs_difference_from_base": (WITHIN, DIFFERENCE),
     "max_times_noise": (AT_MOST, NOISE),
     "min_times_noise": (AT_LEAST, NOISE),
     "max_abs_times_noise": (WITHIN, NOISE),
-    "max_abs_difference_from_other": (WITHIN, OTHER),
+    "min_overlap_at_noise": (AT_LEAST, OVERLAP),
 }
 # Unit in a budget -> the units of measurements that it fits, with the factor to each.
 UNITS: dict[str, dict[str, float]] = {
@@ -50,7 +54,7 @@ UNITS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a budget; `other` and `other_slice` only for a bound against another measurement of the lane."""
+    """One row of a budget."""
 
     section: str
     measurement: str
@@ -61,8 +65,6 @@ class Rule:
     unit: str | None = None
     min_n: int = 0
     only_if_base_has: bool = False
-    other: str = ""
-    other_slice: str = "{slice}"
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class Rule:
 
     def limit_in(self, unit: str) -> float | None:
         """The limit in a measurement's own unit; None where the row's unit does not fit it."""
-        if self.unit is None or self.against == NOISE:
+        if self.unit is None or self.against in (NOISE, OVERLAP):
             return self.limit
         factor = UNITS[self.unit].get(unit)
         return None if factor is None else self.limit * factor
@@ -91,6 +93,7 @@ class Rule:
         return fnmatchcase(measurement, self.measurement) and slice_matches(slice_, self.slice)
 
 
+@lru_cache(maxsize=1 << 16)  # a record of 48 layers asks the same few thousand questions once a lane
 def slice_matches(slice_: str, pattern: str) -> bool:
     """`layer=7,feed=local` matches `layer=*,feed=local` and not `layer=*`: same keys in any order, a glob per value."""
     found, wanted = conditions(slice_), conditions(pattern)

@@ -3,7 +3,7 @@
     the candidate's weights differ from BF16's, and                                          status
       every token has exactly the same distribution (largest KL = 0)                         fail
       mean KL, whole interval, under half of what another order of addition makes            inconclusive
-      the most likely token never differs, though it does in BF16's noise lane               inconclusive
+      the most likely token never differs, though it does in the lane's noise lane           inconclusive
     no tensor is quantized, and every token has exactly the same distribution                inconclusive
     tensors are quantized, and together they err by exactly 0                                inconclusive
     perplexity, whole interval, below BF16's by more than TOO_MUCH_BETTER                    inconclusive
@@ -56,7 +56,7 @@ def _outputs(record: Record, lane: str) -> Iterator[VerdictRow]:
         yield _row(INCONCLUSIVE, mean, words, ITSELF)
     same = record.measured("logits.top1_agreement", lane)
     if same is not None and same.value == 1 and same.n >= ENOUGH and (same.noise_floor or 1.0) < 1:
-        words = f"none of {same.n:,} most likely tokens changed, though they change under BF16's own noise"
+        words = f"none of {same.n:,} most likely tokens changed, though they change under the lane's own noise"
         yield _row(INCONCLUSIVE, same, words, ITSELF)
 
 

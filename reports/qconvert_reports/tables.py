@@ -1,57 +1,78 @@
-"""tables/*.csv: the measurements as plain tables, one file a family (logits.csv, router.csv, ...), and verdict.csv.
+"""tables/*.csv and tables/*.parquet: the measurements as plain tables, one a family (logits, router, ...), and verdict
+and missing.
 
-Columns: lane, measurement, slice, value, unit, n, ci_low, ci_high, noise_floor. A number that is not there is an empty
-field, and missing.csv says why. Text that a spreadsheet would take for a formula gets an apostrophe in front, because
-lane names come from users. Left out: plots and per-token data, which results.json has under `figures`.
+Columns: lane, measurement, slice, value, unit, n, ci_low, ci_high, noise_floor, exact. A number that is not there is an
+empty field, and the table `missing` says why. Floats have all their digits: what is read back is what was measured.
+Text is quoted, since Python's writer leaves a lone carriage return bare and readers would cut the row there. In CSV,
+text that a spreadsheet would take for a formula gets an apostrophe in front, because lane names come from users; text
+that begins with one gets another, so that taking one off gives the text back. Parquet holds the text itself.
+
+Both are written by pandas, Parquet through pyarrow and only where that is installed. pandas is imported up here, so
+that a command finds out before it measures that it cannot write its report. Left out: plots and per-token data, which
+results.json has under `figures`.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+
+import pandas
 
 from qconvert_evals.results import Results
 from qconvert_reports.labels import family
 
-COLUMNS = ("lane", "measurement", "slice", "value", "unit", "n", "ci_low", "ci_high", "noise_floor")
-DECIDED = ("decided", "n", "needed_n")
+COLUMNS = ["lane", "measurement", "slice", "value", "unit", "n", "ci_low", "ci_high", "noise_floor", "exact"]
+WHY = ["lane", "measurement", "slice", "why"]
+VERDICT = [
+    *("status", "lane", "measurement", "slice", "value", "ci_low", "ci_high"),
+    *("bound", "reason", "decided", "n", "needed_n", "margin", "rule"),
+]
+RESERVED = ("missing", "verdict")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def frames(results: Results) -> dict[str, pandas.DataFrame]:
+    """Name of a table -> its rows, in the order of the results."""
+    measured = results.to_frame().rename(columns={"name": "measurement"})[COLUMNS]
+    families = measured["measurement"].map(_table_name)
+    found = {name: rows.reset_index(drop=True) for name, rows in measured.groupby(families, sort=False)}
+    found["missing"] = results.to_frame("missing").rename(columns={"name": "measurement"})[WHY]
+    if results.verdict is not None:
+        found["verdict"] = results.to_frame("verdict")[VERDICT]
+    return found
 
 
 def csv_tables(results: Results) -> dict[str, str]:
     """File name -> text."""
-    tables: dict[str, list[Sequence[object]]] = {}
-    for m in results.measurements:
-        row = (m.lane, m.name, m.slice, m.value, m.unit, m.n, m.ci_low, m.ci_high, m.noise_floor)
-        tables.setdefault(family(m.name), []).append(row)
-    written = {f"{_safe_name(name)}.csv": _csv(COLUMNS, rows) for name, rows in tables.items()}
-    missing = [(one.lane, one.name, one.slice, one.why) for one in results.missing]
-    written["missing.csv"] = _csv(("lane", "measurement", "slice", "why"), missing)
-    if results.verdict is not None:
-        rows = [
-            (r.status, r.lane, r.measurement, r.slice, r.value, *r.ci, r.bound, r.reason, r.decided, r.n, r.needed_n)
-            for r in results.verdict.rows
-        ]
-        head = ("status", "lane", "measurement", "slice", "value", "ci_low", "ci_high", "bound", "reason", *DECIDED)
-        written["verdict.csv"] = _csv(head, rows)
-    return written
+    return {f"{name}.csv": _csv(rows) for name, rows in frames(results).items()}
 
 
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([_field(one) for one in row] for row in rows)
-    return out.getvalue()
+def parquet_tables(results: Results) -> dict[str, bytes]:
+    """File name -> bytes; see `has_parquet`."""
+    found = frames(results)
+    return {f"{name}.parquet": rows.to_parquet(index=False, engine="pyarrow") for name, rows in found.items()}
 
 
-def _field(value: object) -> object:
-    """Numbers in full precision; text that starts like a formula is disarmed, a lone dash is just a dash."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and value != "-":
-        return "'" + value
-    return "" if value is None else repr(value) if isinstance(value, float) else value
+def has_parquet() -> bool:
+    """Whether Parquet can be written here."""
+    return find_spec("pyarrow") is not None
 
 
-def _safe_name(name: str) -> str:
+def _csv(rows: pandas.DataFrame) -> str:
+    safe = rows.copy()
+    for name in safe.select_dtypes("string"):
+        safe[name] = safe[name].map(_disarmed, na_action="ignore")
+    text: str = safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return text
+
+
+def _disarmed(text: str) -> str:
+    """A lone dash is just a dash."""
+    return "'" + text if text.startswith(FORMULA) and text != "-" else text
+
+
+def _table_name(measurement: str) -> str:
     """A family becomes a file name, so nothing but letters, digits, `-` and `_` stays."""
-    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name) or "_"
+    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in family(measurement)) or "_"
+    return f"{name}_" if name in RESERVED else name

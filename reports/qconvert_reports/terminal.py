@@ -15,8 +15,10 @@ from qconvert_evals.results import Results
 from qconvert_reports import view
 from qconvert_reports.baseline import Against
 from qconvert_reports.benchmarks_view import benchmark_lines
+from qconvert_reports.certainty import certainty, text_lines
 from qconvert_reports.labels import show_value
-from qconvert_reports.verdict_view import WORDS, groups, headline
+from qconvert_reports.recorded import LARGE
+from qconvert_reports.verdict_view import WORDS, groups, headline, margin_line
 
 COLOURS = {
     "pass": "green",
@@ -45,7 +47,7 @@ def task_lines(results: Results) -> Iterator[Text]:
 
 
 def verdict_lines(results: Results) -> Iterator[Text]:
-    """Gate lines of what did not pass, then the verdict."""
+    """Gate lines of what did not pass, then the verdict, and how near the nearest bound was."""
     bad = [one for one in groups(results) if one.status in ("fail", "inconclusive")]
     for group in bad[:SHOWN]:
         more = f" (and {len(group.bad) - 1} more of {len(group.rows)} slices)" if len(group.bad) > 1 else ""
@@ -56,12 +58,17 @@ def verdict_lines(results: Results) -> Iterator[Text]:
         status = results.verdict.status
         words = Text(f"{WORDS[status].upper()} ", style=f"bold {COLOURS[status]}")
         yield words + Text(headline(results.verdict, results), style="default")
+        if line := margin_line(results.verdict):
+            yield Text(line)
+        yield from (Text(line, style="yellow") for line in text_lines(results))
+        if certainty(results).provisional:
+            yield Text(f"the budget is provisional: no pair of {LARGE / 1e9:.0f} billion parameters is on record yet")
 
 
 def baseline_lines(against: Against) -> Iterator[Text]:
     """How many numbers changed, the worst of them, what was unlike, and how to accept the new figures."""
     yield from (Text(f"not alike, as allowed: {one}", style="yellow") for one in against.unlike[:SHOWN])
-    yield Text(f"{len(against.moved)} of {len(against.changes)} numbers changed against {against.path}")
+    yield Text(f"{against.counted} (against {against.path})")
     for one in against.worse[:SHOWN]:
         before, after = (show_value(m.value if m else None, one.unit) for m in (one.before, one.after))
         yield Text(f"{one.kind.upper()} {one.lane} {one.name} ({one.slice}): {before} -> {after}", style="yellow")

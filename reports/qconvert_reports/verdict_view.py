@@ -3,15 +3,17 @@
 A rule over `layer=*` has a verdict row for every layer. Here they become one group whose shown row is the worst of
 them, so that a 48-layer model reads like a 4-layer one. `used` is how much of the allowance the worst row takes: value
 / limit for an upper bound, (1 - value) / (1 - limit) where no drift at all would be 1 (a lower bound on a fraction, an
-upper bound on a ratio of two lanes), and nothing elsewhere.
+upper bound on a ratio of two lanes), and nothing elsewhere. `margin` is the smallest of the group's rows (`decision`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from qconvert_evals.results import Results, Verdict, VerdictRow
+from qconvert_reports.decision import THIN
 from qconvert_reports.labels import label, show_difference, show_slice, show_value
 
 ORDER = {"fail": 0, "inconclusive": 1, "improved": 2, "pass": 3, "not applicable": 4}
@@ -38,9 +40,24 @@ class Group:
     interval: str
 
     @property
+    def thinnest(self) -> VerdictRow | None:
+        """The row of smallest margin, None where no row has one."""
+        return thinnest(self.rows)
+
+    @property
+    def thin(self) -> bool:
+        """Whether a row of it passes with less than THIN half-widths to spare."""
+        return self.thinnest is not None and is_thin(self.thinnest)
+
+    @property
     def bad(self) -> tuple[VerdictRow, ...]:
         """Rows that did not pass."""
         return tuple(row for row in self.rows if row.status in ("fail", "inconclusive"))
+
+    @property
+    def unreached(self) -> tuple[VerdictRow, ...]:
+        """Rows of a group with numbers that have none, such as positions beyond the text."""
+        return tuple(row for row in self.rows if row.status == "not applicable" and self.status != "not applicable")
 
     @property
     def what(self) -> str:
@@ -52,6 +69,32 @@ class Group:
     def line(self) -> str:
         """The gate line, as JUnit, Markdown and the terminal print it."""
         return gate_line(self.worst)
+
+
+def thinnest(rows: Iterable[VerdictRow]) -> VerdictRow | None:
+    """The row of smallest margin; exact rows and those without a number have none."""
+    return min((row for row in rows if row.margin is not None), key=lambda row: row.margin or 0.0, default=None)
+
+
+def is_thin(row: VerdictRow) -> bool:
+    """A pass that the next run may not repeat."""
+    return row.margin is not None and 0 <= row.margin < THIN
+
+
+def show_margin(margin: float | None) -> str:
+    """In half-widths; a dash where there is none."""
+    return "–" if margin is None else f"{margin:.2f}" if abs(margin) < 100 else f"{margin:.0f}"
+
+
+def margin_line(verdict: Verdict) -> str:
+    """`smallest margin 2.31 half-widths: fp8 logits.kl_p99 (all)`, and how many are thin; "" where nothing has one."""
+    worst = thinnest(verdict.rows)
+    if worst is None:
+        return ""
+    thin = sum(is_thin(row) for row in verdict.rows)
+    more = f"; {thin} under {THIN:g}" if thin else ""
+    where = f"{worst.lane} {worst.measurement} ({worst.slice})"
+    return f"smallest margin {show_margin(worst.margin)} half-widths: {where}{more}"
 
 
 def gate_line(row: VerdictRow) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qconvert_evals.results import LaneIdentity, Measurement, Results
+from qconvert_evals.results import BASE_LANE, LaneIdentity, Measurement, Results, reference_of
 from qconvert_reports.labels import FAMILIES, conditions, family, label, show_interval, show_slice, show_value
 
 LOGITS = (  # in the order of llama.cpp's table
@@ -30,10 +30,14 @@ SUMMARY = (
     ("same top token", "logits.top1_agreement", ("all",)),
     ("perplexity ratio", "logits.ppl_ratio", ("all",)),
     ("same experts", "router.set_match", ("feed=local", "all")),
-    ("draft step 1", "mtp.acceptance_greedy", ("position=1",)),
-    ("tokens per step", "mtp.accept_length", ("all",)),
+    ("draft step 1, forced", "mtp.acceptance_greedy", ("position=1",)),
+    ("tokens per step, forced", "mtp.accept_length", ("all",)),
+    ("tokens per step, live", "mtp.accept_length_live", ("all",)),
     ("weight error", "weights.relative_error", ("all",)),
 )
+
+TIES = "router.tie_rate"
+NOISE = "noise floor"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Index:
         self.results = results
         self.by_key = {(m.name, m.lane, m.slice): m for m in results.measurements}
         self.base = next((one.name for one in results.lanes if one.role == "base"), "bf16")
-        self.noise = next((one.name for one in results.lanes if one.role == "noise"), "")
+        self.noise = [one.name for one in results.lanes if one.role == "noise"]
         self.candidates = [one.name for one in results.lanes if one.role == "candidate"]
 
     def cell(self, name: str, lane: str, slice_: str) -> Cell:
@@ -77,6 +81,13 @@ class Index:
         wanted = set(keys)
         found = (at for one, _, at in self.by_key if one == name)
         return [at for at in dict.fromkeys(found) if conditions(at).keys() == wanted]
+
+
+def lane_words(lane: str, noise: Sequence[str]) -> str:
+    """A lane by its name; a noise lane by what it is, and of whom where that is not BF16."""
+    if lane not in noise:
+        return lane
+    return NOISE if reference_of(lane) == BASE_LANE else f"{NOISE}, {reference_of(lane)}"
 
 
 def as_cell(one: Measurement | None) -> Cell:
@@ -109,7 +120,7 @@ def domain_table(index: Index) -> Table:
         ("same top token", "logits.top1_agreement", "{}"),
         ("perplexity ratio", "logits.ppl_ratio", "{}"),
         ("same experts", "router.set_match", "{},feed=local"),
-        ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
+        ("draft step 1, forced", "mtp.acceptance_greedy", "position=1,{}"),
     )
     return _by_lane(index, "By domain", index.slices("logits.kl_mean", "domain"), columns)
 
@@ -121,8 +132,8 @@ def position_table(index: Index) -> Table:
         ("same top token", "logits.top1_agreement", "{}"),
         ("perplexity ratio", "logits.ppl_ratio", "{}"),
         ("same experts", "router.set_match", "{},feed=local"),
-        ("draft step 1", "mtp.acceptance_greedy", "position=1,{}"),
-        ("tokens per step", "mtp.accept_length", "{}"),
+        ("draft step 1, forced", "mtp.acceptance_greedy", "position=1,{}"),
+        ("tokens per step, forced", "mtp.accept_length", "{}"),
     )
     return _by_lane(index, "By position in the context", index.slices("logits.kl_mean", "at"), columns)
 
@@ -141,12 +152,18 @@ def layer_tables(index: Index) -> list[Table]:
 
 
 def router_tables(index: Index) -> list[Table]:
-    """Router measurements over all layers, a line for each feed and lane: what is read first, then the rest."""
+    """Router measurements over all layers, a line for each feed and lane: what is read first, the rest, and how often
+    logits tie, which BF16 has alone too."""
     names = list(dict.fromkeys(name for name, _, _ in index.by_key if family(name) == "router"))
     slices = list(dict.fromkeys(at for name in names for at in index.slices(name, "feed")))
     first = tuple((head, name, "{}") for head, name in ROUTER if name in names)
-    rest = tuple((label(name), name, "{}") for name in names if name not in dict(ROUTER).values())
-    return [_by_lane(index, "All layers together", slices, first), _by_lane(index, "Further numbers", slices, rest)]
+    placed = {*(name for _, name in ROUTER), TIES}
+    rest = tuple((label(name), name, "{}") for name in names if name not in placed)
+    return [
+        _by_lane(index, "All layers together", slices, first),
+        _by_lane(index, "Further numbers", slices, rest),
+        _by_lane(index, label(TIES), slices, (("share of tokens", TIES, "{}"),), with_base=True),
+    ]
 
 
 def _by_lane(
@@ -157,7 +174,7 @@ def _by_lane(
     with_base: bool = False,
 ) -> Table:
     """A line for each slice and lane, a column for each measurement; its third part holds the place of the slice."""
-    lanes = [*([index.base] if with_base else []), *index.candidates, *([index.noise] if index.noise else [])]
+    lanes = [*([index.base] if with_base else []), *index.candidates, *index.noise]
     keys = {(name, place, at): _placed(place, at) for _, name, place in columns for at in slices}
     held = [
         (head, name, place)
@@ -169,7 +186,7 @@ def _by_lane(
         for number, lane in enumerate(lanes):
             words = show_slice(at) if number == 0 else ""
             cells = [index.cell(name, lane, keys[name, place, at]) for _, name, place in held]
-            table.rows.append([Cell(words), Cell("noise floor" if lane == index.noise else lane), *cells])
+            table.rows.append([Cell(words), Cell(lane_words(lane, index.noise)), *cells])
     return table
 
 
@@ -180,25 +197,49 @@ def _placed(place: str, slice_: str) -> str:
 
 
 def acceptance_tables(index: Index) -> list[Table]:
-    """Acceptance on the documents' text by domain, then in real decoding beside the same text teacher-forced."""
-    greedy, sampled, live = (f"mtp.acceptance_{kind}" for kind in ("greedy", "sampled", "live"))
+    """Acceptance teacher-forced on the documents' text, greedy and as a sampling server would print it; then in real
+    decoding, beside the same text teacher-forced."""
+    greedy, drawn, overlap, live = (
+        f"mtp.acceptance_{kind}" for kind in ("greedy", "sampled_greedy_drafts", "sampled", "live")
+    )
     steps = [at.removeprefix("position=") for at in index.slices(greedy, "position")]
     domains = ["all", *index.slices("mtp.accept_length", "domain")]
-    text = [(f"greedy {step}", greedy, f"position={step},{{}}") for step in steps]
-    text += [
-        ("tokens per step", "mtp.accept_length", "{}"),
-        *(("sampled 1", sampled, "position=1,{}") for _ in steps[:1]),
+
+    def each(head: str, name: str, more: str = "") -> list[tuple[str, str, str]]:
+        return [(f"{head} {step}", name, f"position={step},{{}}{more}") for step in steps]
+
+    text = [*each("draft", greedy), ("tokens per step", "mtp.accept_length", "{}")]
+    sampled = [
+        *each("greedy draft", drawn),
+        ("tokens per step", "mtp.accept_length_sampled_greedy_drafts", "{}"),
+        *each("sampled draft", overlap),
+        ("tokens per step, sampled drafts", "mtp.accept_length_sampled", "{}"),
     ]
-    real = [(f"live {step}", live, f"position={step},{{}}") for step in steps]
-    real += [(f"forced {step}", greedy, f"position={step},{{}},context=generated") for step in steps]
-    real += [
+    real = [
+        *each("live", live),
+        *each("forced", greedy, ",context=generated"),
         ("tokens per step, live", "mtp.accept_length_live", "{}"),
         ("forced", "mtp.accept_length", "{},context=generated"),
+        ("draft 1, live − replayed", "mtp.live_replay_gap", "position=1,{}"),
+        ("prompts replayed exactly", "mtp.live_replay_exact", "{}"),
     ]
     return [
-        _by_lane(index, "On the documents' text", domains, text, with_base=True),
+        _by_lane(index, "Greedy, teacher-forced on the documents' text", domains, text, with_base=True),
+        _by_lane(index, f"Sampling{_how(index)}, teacher-forced on the same text", domains, sampled, with_base=True),
         _by_lane(index, "In real decoding, beside the same text teacher-forced", ["all"], real, with_base=True),
     ]
+
+
+def _how(index: Index) -> str:
+    """What greedy drafts are accepted under, as far as the record says so."""
+    sampling = index.results.tool.get("sampling")
+    if not sampling:
+        return ""
+    words = [f"temperature {sampling['temperature']:g}"]
+    words += [f"top-k {sampling['top_k']}"] if sampling["top_k"] > 0 else []
+    words += [f"top-p {sampling['top_p']:g}"] if sampling["top_p"] < 1 else []
+    unread = f"; not applied: {', '.join(sampling['unread'])}" if sampling["unread"] else ""
+    return f" (greedy drafts at {', '.join(words)}{unread})"
 
 
 def weights_table(index: Index) -> Table:
@@ -223,13 +264,11 @@ def other_tables(index: Index) -> list[Table]:
 
 
 def _matrix(index: Index, title: str, rows: list[tuple[str, str, str]]) -> Table:
-    """A row a measurement, a column a lane; the noise lane is the column "noise floor"."""
-    held = {lane for _, name, at in rows for lane in (index.base, index.noise) if (name, lane, at) in index.by_key}
+    """A row a measurement, a column a lane; noise lanes are columns "noise floor"."""
+    held = {lane for _, name, at in rows for lane in (index.base, *index.noise) if (name, lane, at) in index.by_key}
     base = [index.base] if index.base in held else []
-    noise = [index.noise] if index.noise in held else []
-    lanes = [*base, *index.candidates, *noise]
-    heads = [*base, *index.candidates, *("noise floor" for _ in noise)]
-    table = Table(title, ("", *heads))
+    lanes = [*base, *index.candidates, *(lane for lane in index.noise if lane in held)]
+    table = Table(title, ("", *(lane_words(lane, index.noise) for lane in lanes)))
     for words, name, at in rows:
         table.rows.append([Cell(words), *(index.cell(name, lane, at) for lane in lanes)])
     return table

@@ -1,6 +1,9 @@
 """Reading checkpoint folders: what comes out equals what went in, and every kind of damage is refused by name."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import safetensors.torch
 import torch
 
 from qconvert.checkpoint import Checkpoint, load_safetensors, save_safetensors, write_checkpoint
+from qconvert.checkpoint.header import TORCH_TYPES
 from qconvert.errors import UserError
 
 TENSORS = {
@@ -54,6 +58,66 @@ def test_index_is_optional(tmp_path: Path, with_index: bool) -> None:
     if not with_index:
         (tmp_path / INDEX).unlink()
     assert set(Checkpoint.open(tmp_path).tensors) == set(TENSORS)
+
+
+@pytest.mark.parametrize("code", TORCH_TYPES)
+def test_every_type_is_read_whole_as_it_is_read_in_pieces(tmp_path: Path, code: str) -> None:
+    kind = TORCH_TYPES[code]
+    number = torch.arange(12, dtype=torch.float32).view(4, 3) % 2  # bytes that are a value of every type
+    want = number.to(kind) if code not in ("U16", "U32", "U64") else number.to(torch.int64).to(kind)
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, {}, {"w": want, "none": want[:0], "one": want[0, 1]}))
+    for name, part in (("w", want), ("none", want[:0]), ("one", want[0, 1])):
+        got = checkpoint.read(name)
+        assert got.dtype == kind and got.shape == part.shape
+        assert got.reshape(-1).view(torch.uint8).numpy().tobytes() == checkpoint.read_bytes(name)
+    assert checkpoint.read_rows("w", 0, 4).view(torch.uint8).equal(checkpoint.read("w").view(torch.uint8))
+
+
+def test_a_tensor_read_is_memory_of_its_own(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, {}, TENSORS))
+    first = checkpoint.read("a.weight")
+    assert first.untyped_storage().nbytes() == first.nbytes
+    first.zero_()
+    assert torch.equal(checkpoint.read("a.weight"), TENSORS["a.weight"])
+    assert torch.equal(Checkpoint.open(tmp_path).read("a.weight"), TENSORS["a.weight"])
+
+
+SHORTER = """
+import os, sys
+from qconvert.checkpoint import Checkpoint
+from qconvert.errors import UserError
+checkpoint = Checkpoint.open(sys.argv[1])
+if sys.argv[2] == "opened":
+    checkpoint.read("small")
+os.truncate(sys.argv[1] + "/model.safetensors", 4096)
+for read in (lambda: checkpoint.read("big"), lambda: checkpoint.read_rows("big", 500, 600)):
+    try:
+        read()
+    except UserError as error:
+        print(error.what)
+"""
+
+
+@pytest.mark.parametrize("state", ["opened", "not opened"])
+def test_a_file_that_becomes_shorter_is_an_error_and_no_signal(tmp_path: Path, state: str) -> None:
+    """In a process of its own: where a mapped file becomes shorter, the process ends by SIGBUS."""
+    write_checkpoint(tmp_path, {}, {"big": torch.zeros(1024, 1024), "small": torch.zeros(1)})
+    arguments = [sys.executable, "-c", SHORTER, str(tmp_path), state]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    whole, rows = done.stdout.splitlines()
+    assert whole == "shard model.safetensors changed while it was read, or is damaged"
+    assert rows == "shard model.safetensors became shorter while it was read"
+
+
+def test_a_file_that_was_replaced_is_not_read_by_the_old_header(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, {}, TENSORS))
+    save_safetensors(tmp_path / "model.safetensors", TENSORS | {"a.weight": torch.zeros(3, 4)})
+    with pytest.raises(UserError, match="changed while it was read") as refused:
+        checkpoint.read("a.weight")
+    assert "[3, 4]" in str(refused.value) and "[4, 3]" in str(refused.value)
 
 
 def test_agrees_with_the_safetensors_library_both_ways(tmp_path: Path) -> None:
@@ -151,6 +215,19 @@ def unknown_type(root: Path) -> None:
     edit_header(root / "model-00001-of-00002.safetensors", lambda header: header["b.weight"].update(dtype="F4"))
 
 
+def metadata_of_numbers(root: Path) -> None:
+    edit_header(root / "model-00001-of-00002.safetensors", lambda header: header["__metadata__"].update(step=3))
+
+
+def one_name_twice(root: Path) -> None:
+    shard = root / "model-00002-of-00002.safetensors"
+    data = shard.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].replace(b'"c"', b'"d.scale"')
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert len(safetensors.safe_open(shard, "pt").keys()) == 2  # the library takes one of them
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -169,6 +246,8 @@ def unknown_type(root: Path) -> None:
         (out_of_range, "shard model-00001-of-00002.safetensors is truncated"),
         (wrong_size, "b.weight has 70 bytes"),
         (negative, "no natural number"),
+        (metadata_of_numbers, "__metadata__ holds something that is no text"),
+        (one_name_twice, "the same name appears twice"),
         (unknown_type, "b.weight has the unknown type F4"),
         (lambda root: (root / INDEX).write_text("{}"), "index.json cannot be read"),
         (lambda root: (root / INDEX).write_text('{"weight_map": {"a": 3}}'), "index.json cannot be read"),

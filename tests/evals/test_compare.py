@@ -63,17 +63,28 @@ def test_base_against_itself_is_exactly_equal(healthy: Results) -> None:
                 assert row.value == 0, row
 
 
-def test_every_measurement_of_the_noise_lane_exists_for_the_candidate(healthy: Results) -> None:
-    names = {
-        lane: {(row.name, row.slice) for row in healthy.measurements if row.lane == lane}
-        for lane in ("bf16-noise", "fp8")
-    }
-    assert names["bf16-noise"] - names["fp8"] == set()
-    noise = {(row.name, row.slice): row.value for row in healthy.measurements if row.lane == "bf16-noise"}
-    floors = [row for row in healthy.measurements if row.lane == "fp8" and row.noise_floor is not None]
+@pytest.mark.parametrize(("lane", "noise"), [("fp8", "fp8-noise"), ("same", "bf16-noise")])
+def test_every_measurement_of_the_noise_lane_exists_for_the_candidate(healthy: Results, lane: str, noise: str) -> None:
+    names = {one: {(row.name, row.slice) for row in healthy.measurements if row.lane == one} for one in (noise, lane)}
+    assert names[noise] - names[lane] == set()
+    values = {(row.name, row.slice): row.value for row in healthy.measurements if row.lane == noise}
+    floors = [row for row in healthy.measurements if row.lane == lane and row.noise_floor is not None]
     assert len(floors) > 300
-    assert all(row.noise_floor == noise[row.name, row.slice] for row in floors)
-    assert all(row.noise_floor is None for row in healthy.measurements if row.lane in ("bf16", "bf16-noise"))
+    assert all(row.noise_floor == values[row.name, row.slice] for row in floors)
+    assert all(row.noise_floor is None for row in healthy.measurements if row.lane in ("bf16", noise))
+
+
+def test_a_noise_lane_is_measured_against_the_lane_that_it_is_named_after(healthy: Results) -> None:
+    """Against BF16 it would show the candidate's drift, which is ten times as large."""
+    noise, drift = (value(healthy, "logits.kl_mean", lane) for lane in ("fp8-noise", "fp8"))
+    assert 0 < noise < drift / 3
+    assert value(healthy, "hidden.relative_error", "fp8-noise", "layer=0,feed=local") < 0.5 * value(
+        healthy, "hidden.relative_error", "fp8", "layer=0,feed=local"
+    )
+    first, second = (value(healthy, "mtp.acceptance_greedy", lane, "position=1") for lane in ("fp8", "fp8-noise"))
+    paired = value(healthy, "mtp.acceptance_greedy_difference", "fp8-noise", "position=1")
+    assert paired == pytest.approx(second - first, abs=1e-12)
+    assert {row["lane"] for row in healthy.figures["worst_tokens"]} == {"fp8", "same"}
 
 
 def test_values_are_missing_only_with_a_reason(healthy: Results) -> None:
@@ -92,17 +103,44 @@ def test_quantization_shows_everywhere_and_more_than_noise(healthy: Results) -> 
     assert value(healthy, "router.set_match", at="feed=local") > value(healthy, "router.set_match", at="feed=free")
     assert value(healthy, "weights.kept_changed") == value(healthy, "weights.missing_tensors") == 0
     assert value(healthy, "weights.relative_error_max", at="kind=mlp.gate") == 0
-    for position in ("position=1", "position=2"):
-        assert value(healthy, "mtp.acceptance_live", "bf16", position) >= 0
-        assert value(healthy, "mtp.acceptance_greedy", "bf16", f"{position},context=generated") >= 0
+
+
+@pytest.mark.parametrize("lane", ["bf16", "bf16-noise", "fp8"])
+def test_acceptance_adds_up_in_a_real_record(healthy: Results, lane: str) -> None:
+    lengths = {"greedy": "mtp.accept_length"}
+    for kind in ("greedy", "sampled_greedy_drafts", "sampled"):
+        name, length = f"mtp.acceptance_{kind}", lengths.get(kind, f"mtp.accept_length_{kind}")
+        first, second = (value(healthy, name, lane, f"position={step}") for step in (1, 2))
+        assert value(healthy, length, lane) == pytest.approx(1 + first + second)
+        assert first >= second
+        if lane == "fp8":
+            change = value(healthy, f"{name}_difference", lane, "position=1")
+            assert change == pytest.approx(first - value(healthy, name, "bf16", "position=1"), abs=1e-12)
+    overlap, drawn = (f"mtp.acceptance_{kind}" for kind in ("sampled", "sampled_greedy_drafts"))
+    assert 0 < value(healthy, drawn, lane, "position=2") < value(healthy, drawn, lane, "position=1") < 1
+    assert 0 < value(healthy, overlap, lane, "position=2") < value(healthy, overlap, lane, "position=1") < 1
+
+
+@pytest.mark.parametrize("lane", ["bf16", "fp8"])
+def test_live_counts_are_of_the_tokens_written(healthy: Results, lane: str) -> None:
+    """Two prompts of 8 tokens: each round writes one token and what it kept, behind the prompt's first."""
+    rounds = healthy.find("mtp.live_replay_gap", lane, "position=1")
+    first = healthy.find("mtp.acceptance_live", lane, "position=1")
+    assert rounds is not None and first is not None and first.value is not None
+    assert 2 <= rounds.n <= first.n <= 2 * 7
+    kept = first.value * first.n
+    assert kept == pytest.approx(round(kept))
+    assert first.n + kept <= 2 * 7
 
 
 def test_record_is_complete_and_round_trips(healthy: Results, pair: tuple[Path, Path]) -> None:
     assert Results.from_json(healthy.to_json()) == healthy
-    assert [(one.name, one.role) for one in healthy.lanes] == [
-        ("bf16", "base"), ("bf16-noise", "noise"), ("fp8", "candidate"), ("same", "candidate")
+    assert [(one.name, one.role, one.noise_lane) for one in healthy.lanes] == [
+        ("bf16", "base", None), ("bf16-noise", "noise", None), ("fp8", "candidate", "fp8-noise"),
+        ("same", "candidate", "bf16-noise"), ("fp8-noise", "noise", None),
     ]  # fmt: skip
-    base, noise, fp8, _ = healthy.lanes
+    base, noise, fp8, _, own = healthy.lanes
+    assert own.files == fp8.files and own.numerics == {**fp8.numerics, "accumulation": "split"}
     assert base.files == noise.files and "tokenizer.json" in base.files and len(fp8.files["config.json"]) == 64
     assert (noise.numerics["accumulation"], fp8.numerics["activations"]) == ("split", "fp8-group128")
     assert fp8.recipe["scheme"] == "fp8-block128"
@@ -231,8 +269,9 @@ def test_refusals(pair: tuple[Path, Path], broken: Path, tmp_path: Path) -> None
         run(fp8, fp8=base)
     with pytest.raises(UserError, match="nothing to compare"):
         run(base)
-    with pytest.raises(UserError, match="cannot be called bf16"):
-        run(base, bf16=fp8)
+    for name in ("bf16", "bf16-noise", "mine-noise"):
+        with pytest.raises(UserError, match=f"cannot be called {name}"):
+            run(base, **{name: fp8})
     other = write_tiny_checkpoint(tmp_path / "other", tiny_config(rope_theta=5e5, num_experts_per_tok=1))
     with pytest.raises(UserError, match="num_experts_per_tok, rope"):
         run(base, other=other)

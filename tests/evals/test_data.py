@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from collections import Counter
 from pathlib import Path
 
@@ -49,22 +48,78 @@ def test_missing_file() -> None:
 
 def test_data_set_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"qconvert\[evals\]"):
+    with pytest.raises(UserError, match=r"qconvert\[data\]"):
         load_documents("someone/corpus")
 
 
-def test_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = types.ModuleType("datasets")
-    fake.get_dataset_split_names = lambda name: ["train", "validation"]
-    fake.load_dataset = lambda name, split, streaming: iter([{"label": 1, "content": f"{split} text"}])
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert load_documents("someone/corpus") == [Document("someone/corpus/0", "corpus", "validation text")]
-    assert load_documents("someone/corpus:train")[0].text == "train text"
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A data set in a folder, as the hub lays one out: two configurations, one of them with two splits."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("one_test", "two_train", "two_validation"):
+        rows = [{"label": "a label", "content": f"{name} {number}"} for number in range(3)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configurations = """---
+configs:
+- {config_name: one, data_files: [{split: test, path: one_test.jsonl}]}
+- config_name: two
+  data_files: [{split: train, path: two_train.jsonl}, {split: validation, path: two_validation.jsonl}]
+---
+"""
+    (folder / "README.md").write_text(configurations)
+    return folder
 
-    def offline(name: str, split: str, streaming: bool) -> None:
+
+def test_data_set_by_configuration_and_split(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(corpus.parent)
+    for spec, first in {
+        "./corpus:one:": "one_test 0",
+        "./corpus:two:": "two_validation 0",  # rather than train
+        "./corpus:two:train": "two_train 0",
+    }.items():
+        found = load_documents(spec)
+        assert found[0] == Document("./corpus/0", "corpus", first) and len(found) == 3
+    for spec, message in {
+        "./corpus": r"available configs: \['one', 'two'\]",
+        "./corpus:nope:": r"'nope' not found. Available: \['one', 'two'\]",
+        "./corpus:two:test": r"Bad split: test. Available splits: \['train', 'validation'\]",
+        "./corpus:a:b:c": "names no data set",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_documents(spec)
+
+
+def test_data_set_without_configurations(corpus: Path) -> None:
+    (corpus / "README.md").unlink()
+    for name in ("one_test", "two_train"):
+        (corpus / f"{name}.jsonl").unlink()
+    (corpus / "two_validation.jsonl").rename(corpus / "validation.jsonl")
+    assert load_documents(str(corpus))[0].text == "two_validation 0"
+    assert len(load_documents(f"{corpus}:validation")) == 3
+
+
+def test_parquet_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("datasets")
+    file = tmp_path / "mine.parquet"
+    pandas.DataFrame({"id": [1, 2], "text": ["a", None]}).to_parquet(file)
+    assert load_documents(str(file)) == [Document(f"{file}/0", "mine", "a")]
+    file.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="cannot read the data set"):
+        load_documents(str(file))
+    with pytest.raises(UserError, match="cannot read the data set"):
+        load_documents(str(tmp_path / "none.parquet"))
+
+
+def test_data_set_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
 
-    fake.load_dataset = offline
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match="ConnectionError: no network"):
         load_documents("someone/corpus")
 

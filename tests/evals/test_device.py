@@ -38,6 +38,7 @@ def run(folders: dict[str, Path], device: torch.device) -> Results:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_number_is_that_of_the_cpu(folders: dict[str, Path]) -> None:
     with sdpa_kernel(SDPBackend.MATH):  # torch picks attention by device, and each adds in its own order
         here = run(folders, torch.device("cpu"))

@@ -7,12 +7,11 @@ import torch
 
 from qconvert_evals.metrics import router
 from qconvert_evals.metrics.router import Routes
+from qconvert_reference.moe import route
 
 
 def routes(logits: list[list[float]], k: int = 2) -> Routes:
-    values = torch.tensor(logits, dtype=torch.float32)
-    weights, experts = values.softmax(-1).topk(k, -1)
-    return Routes(values, experts, weights / weights.sum(-1, keepdim=True))
+    return Routes(*route(torch.tensor(logits, dtype=torch.float32), k, True))
 
 
 BASE = routes([[4, 3, 1, 0], [4, 3, 1, 0], [0, 1, 2, 3]])
@@ -87,3 +86,29 @@ def test_all_experts_chosen_has_zero_margin() -> None:
     everything = routes([[1, 0], [0, 1], [0, 1]], k=2)
     router.update(made, "0", "free", everything, everything, DOCUMENTS)
     assert measured(made)["router.margin_kept", "feed=free"] == 0
+
+
+def test_ties_are_counted_in_every_lane_by_layer_and_together() -> None:
+    """Rank 2 and 3 equal: token 0 of the base; tokens 0 and 1 of the candidate. Equal logits elsewhere are no tie."""
+    base = routes([[4, 3, 3, 0], [4, 3, 1, 0], [5, 5, 1, 1]])
+    candidate = routes([[4, 3, 3, 0], [4, 3, 3, 3], [5, 5, 1, 1]])
+    assert base.experts.tolist() == [[0, 1], [0, 1], [0, 1]]
+    made = router.RouterState("fp8", ["code", "prose"])
+    for layer in ("0", "mtp"):
+        for feed in ("local", "free"):
+            router.update(made, layer, feed, base, candidate, DOCUMENTS)
+    rows = measured(made)
+    bases = {(row.name, row.slice): row.value for row in router.base_result(made, "bf16").measurements}
+    assert {name for name, _ in bases} == {"router.tie_rate"}
+    for at in ("layer=0,feed=local", "layer=mtp,feed=free", "feed=local", "feed=free"):
+        assert rows["router.tie_rate", at] == pytest.approx(2 / 3)
+        assert bases["router.tie_rate", at] == pytest.approx(1 / 3)
+    assert bases["router.tie_rate", "domain=code,feed=local"] == 1  # document 0 is token 0
+    assert rows["router.margin_kept", "feed=local"] == pytest.approx((0 + 2 + 4) / 3)
+
+
+def test_where_all_experts_are_chosen_nothing_ties() -> None:
+    made = router.RouterState("fp8", ["code", "prose"])
+    everything = routes([[1, 1], [1, 1], [0, 1]], k=2)
+    router.update(made, "0", "free", everything, everything, DOCUMENTS)
+    assert measured(made)["router.tie_rate", "feed=free"] == 0

@@ -1,4 +1,4 @@
-"""The trained model in both precisions: speculation writes what plain decoding writes; both kinds of acceptance agree.
+"""The trained model in both precisions: speculation writes what plain decoding writes, and its text replays it.
 
 Random weights accept almost no draft, so only a trained model takes the paths on which drafts are kept.
 """
@@ -65,16 +65,24 @@ def one(results: Results, lane: str, name: str, slice_name: str) -> Measurement:
     return rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["bf16", "fp8"])
-def test_live_and_teacher_forced_acceptance_agree_within_their_intervals(results: Results, lane: str) -> None:
-    live = one(results, lane, "mtp.acceptance_live", "position=1")
-    forced = one(results, lane, "mtp.acceptance_greedy", "position=1,context=generated")
-    assert live.value is not None and forced.value is not None and live.n > 50
-    assert live.ci_low is not None and live.ci_high is not None
-    assert forced.ci_low is not None and forced.ci_high is not None
-    assert live.ci_low <= forced.ci_high and forced.ci_low <= live.ci_high
+def test_the_loops_own_text_replays_it(results: Results, lane: str) -> None:
+    """Up to roundings, which decide otherwise at one anchor in a hundred: 5 of some 90 leave room on any machine."""
+    gap = one(results, lane, "mtp.live_replay_gap", "position=1")
+    exact = one(results, lane, "mtp.live_replay_exact", "all")
+    assert gap.value is not None and abs(gap.value) <= 0.05 and gap.n > 50
+    assert gap.ci_low is not None and gap.ci_high is not None and gap.ci_low < gap.value < gap.ci_high
+    assert exact.value is not None and exact.value >= 0.5 and exact.n == 8
 
 
+def test_a_noise_lane_is_not_decoded(results: Results) -> None:
+    live = {m.lane for m in results.measurements if m.name.startswith(("mtp.live", "mtp.acceptance_live"))}
+    assert live == {"bf16", "fp8"}
+    assert results.tool["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "unread": []}
+
+
+@pytest.mark.slow
 def test_quantizing_moves_the_trained_model_measurably_but_little(results: Results) -> None:
     drift, noise = (one(results, lane, "logits.kl_mean", "all") for lane in ("fp8", "bf16-noise"))
     assert drift.value is not None and noise.value is not None and drift.ci_low is not None

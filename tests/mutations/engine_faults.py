@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from qconvert_reference import attention, gated_delta_net, linear, moe
+from qconvert_reference.cache import Cache, DeltaState
 from qconvert_reference.lane import Lane
 from qconvert_reference.layer import DecoderLayer
+from qconvert_reference.models.qwen3_next import Model, ModelOutput
 from qconvert_reference.moe import SparseMoe
 from qconvert_reference.mtp import MtpHead, MtpOutput
 
@@ -164,3 +166,49 @@ def feed_the_head_the_token_before(lane: Lane) -> None:
         return head
 
     lane.mtp = wrong  # type: ignore[method-assign]
+
+
+class _ForgetfulModel(Model):
+    """Breaks what the loop takes back with, whenever drafts have been verified."""
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, *, stepwise: bool = False) -> ModelOutput:
+        out = super().forward(tokens, cache, stepwise=stepwise)
+        if stepwise and cache is not None:
+            self.forget(cache)
+        return out
+
+    def forget(self, cache: Cache) -> None:
+        raise NotImplementedError
+
+
+class _DeltaKept(_ForgetfulModel):
+    def forget(self, cache: Cache) -> None:
+        for state in cache.layers:
+            if isinstance(state, DeltaState) and state.trail is not None:
+                state.trail = dict.fromkeys(state.trail, (state.conv, state.recurrent))
+
+
+class _DraftsKept(_ForgetfulModel):
+    def forget(self, cache: Cache) -> None:
+        cache.mtp.rollback = lambda length: None  # type: ignore[method-assign]
+
+
+def _run_as(lane: Lane, kind: type[_ForgetfulModel]) -> None:
+    build = lane.model
+
+    def wrong() -> Model:
+        model = build()
+        model.__class__ = kind
+        return model
+
+    lane.model = wrong  # type: ignore[method-assign]
+
+
+def keep_refused_drafts_in_the_delta_state(lane: Lane) -> None:
+    """Keys and values are cut back, the state of the delta rule stays where the refused drafts left it."""
+    _run_as(lane, _DeltaKept)
+
+
+def keep_refused_drafts_in_the_heads_cache(lane: Lane) -> None:
+    """The head goes on reading the keys and values of its own old drafts."""
+    _run_as(lane, _DraftsKept)

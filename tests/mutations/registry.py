@@ -25,6 +25,7 @@ KL, TOP, PPL = "logits.kl_mean", "logits.top1_agreement", "logits.ppl_ratio"
 ERROR, TILE, KEPT = "weights.relative_error_max", "weights.block_error_max", "weights.kept_changed"
 HIDDEN, UNLOADABLE = "hidden.relative_error", "weights.unloadable"
 ROUTER, HEAD, LOST = "router.topk_overlap", "mtp.acceptance_greedy", "weights.missing_tensors"
+REPLAY = "mtp.live_replay_gap"
 
 ONE_SCALE = "e4m3 is a floating-point format: with inputs within seven powers of two one scale serves as well"
 ROUNDED_LOGITS = "it changes one choice of expert in 150 beyond what FP8 in front of the router changes"
@@ -45,14 +46,15 @@ class Fault:
     compare: tuple[str, ...] = ()
     refused: str = ""
     blind: str = ""  # why nothing is expected to flag it
+    live: bool = False  # shows in real decoding alone, which is slow: see `run`
 
 
 def _files(what: str, change: Callable[[folder.Tensors], None], base: Base = "fp8", **flags: object) -> Fault:
     return Fault(change.__name__, what, base, files=tensors_changed(change), **flags)  # type: ignore[arg-type]
 
 
-def _run(what: str, change: Callable[[Lane], None], *compare: str, blind: str = "") -> Fault:
-    return Fault(change.__name__, what, run=change, compare=compare, blind=blind)
+def _run(what: str, change: Callable[[Lane], None], *compare: str, blind: str = "", live: bool = False) -> Fault:
+    return Fault(change.__name__, what, run=change, compare=compare, blind=blind, live=live)
 
 
 def _tasks(what: str, change: Callable[[Path], str], refused: str) -> Fault:
@@ -113,12 +115,16 @@ FAULTS = (
     _run("norm_topk_prob off in the engine", engine.no_norm_topk_prob, HIDDEN),
     _run("one expert too few", engine.one_expert_too_few, ROUTER),
     _run("the shared expert's gate not applied", engine.drop_the_shared_experts_gate, KL),
-    _run("the attention's gate not applied", engine.drop_the_attention_gate, KL),
+    _run("the attention's gate not applied", engine.drop_the_attention_gate, HIDDEN),
     _run("w for 1 + w in the norm of q and k", engine.plain_instead_of_zero_centred_norm, KL),
     _run("keys of the delta rule not normalised", engine.no_l2_norm_of_keys, KL),
     _run("the router's logits rounded to FP8", engine.router_in_fp8, blind=ROUNDED_LOGITS),
     _run("the MTP head fed in front of the final norm", engine.feed_the_head_before_the_norm, HEAD),
     _run("the MTP head fed the token before", engine.feed_the_head_the_token_before, HEAD),
+    _run(
+        "refused drafts left in the delta rule's state", engine.keep_refused_drafts_in_the_delta_state, REPLAY,
+        live=True,
+    ),
     _tasks("tasks with another few-shot seed", task.other_few_shot_seed, "the prompt differs"),
     _tasks("a chat template missing", task.no_chat_template, "has no chat template"),
     _tasks("another chat template", task.other_chat_template, "another chat template"),

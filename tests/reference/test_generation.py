@@ -50,8 +50,8 @@ def test_greedy_speculation_equals_plain_decoding(precision: str) -> None:
     for drafts in (1, 2, 4):
         out = generate_speculative(model, PROMPT, 40, draft_tokens=drafts)
         assert out.tokens == plain
-        assert len(out.tokens) == 1 + out.steps + sum(out.accepted)
-        assert 0 < out.accepted[0] < out.drafted[0] <= out.steps  # both branches were taken
+        assert len(out.tokens) == 1 + len(out.rounds) + sum(out.accepted)
+        assert 0 < out.accepted[0] < out.drafted[0] <= len(out.rounds)  # both branches were taken
         assert all(
             d <= a for d, a in zip(out.drafted[1:], out.accepted, strict=False)
         )  # a position counts only when all before it were accepted

@@ -11,6 +11,7 @@ from typing import Any
 from qconvert_evals.results import LaneIdentity, Measurement, Missing, Results
 
 QUANTILES = ("max", "p99_9", "p99", "p95", "p90", "median", "p10", "p5", "p1", "p0_1", "min")
+MODEL = {"parameters": 79_674_391_296, "layers": 48, "experts": 512, "experts_chosen": 10, "context": 262_144}
 DOMAINS = ("code", "math", "prose", "recall")
 # Lane -> (scale of its drift, recipe's scheme, relative error of its weights).
 LANES = {
@@ -42,7 +43,7 @@ def synthetic_results(
         lanes=[_identity(name) for name in names],
         measurements=made.rows,
         missing=[Missing("bench.gsm8k", lane, "all", "no --tasks were asked for") for lane in lanes],
-        figures=_figures(random.Random(seed + 1), lanes),
+        figures={**_figures(random.Random(seed + 1), lanes), "model": dict(MODEL)},
     )
 
 
@@ -55,8 +56,9 @@ class _Maker:
     def add(
         self, name: str, lane: str, at: str, value: float, unit: str, half: float | None = None, n: int = 20480
     ) -> None:
+        """`half` 0 is a number counted in full."""
         low, high = (None, None) if half is None else (value - half, value + half)
-        self.rows.append(Measurement(name, lane, at, value, unit, n, low, high))
+        self.rows.append(Measurement(name, lane, at, value, unit, n, low, high, exact=half == 0))
 
     def base(self, steps: int) -> None:
         for at in ("all", *(f"domain={one}" for one in self.domains)):
@@ -70,12 +72,15 @@ class _Maker:
                 value = 0.78 - 0.13 * (step - 1) - 0.03 * number - drop
                 self.add("mtp.acceptance_greedy", lane, at, value, "fraction", 0.008, 9000)
                 self.add("mtp.acceptance_sampled", lane, at, value - 0.02, "fraction", 0.007, 9000)
+                self.add("mtp.acceptance_sampled_greedy_drafts", lane, at, value - 0.2, "fraction", 0.007, 9000)
         for number, stretch in enumerate(self.stretches):
             value = 0.78 + 0.01 * number - drop
             self.add("mtp.acceptance_greedy", lane, f"position=1,at={stretch}", value, "fraction", 0.01, 4000)
             self.add("mtp.accept_length", lane, f"at={stretch}", 2.31 + 0.02 * number - 3 * drop, "tokens", 0.04, 4000)
         self.add("mtp.accept_length", lane, "all", 2.31 - 3 * drop, "tokens", 0.03, 9000)
         self.add("mtp.acceptance_live", lane, "position=1", 0.77 - drop, "fraction", 0.02, 1200)
+        self.add("mtp.accept_length_live", lane, "all", 2.5 - 3 * drop, "tokens", 0.1, 1200)
+        self.add("mtp.live_replay_gap", lane, "position=1", 0.0, "fraction", 0.012, 1200)
         self.add("mtp.acceptance_greedy", lane, "position=1,context=generated", 0.78 - drop, "fraction", 0.02, 3000)
 
     def candidate(self, lane: str, layers: int, steps: int) -> None:
@@ -145,6 +150,7 @@ def _identity(name: str) -> LaneIdentity:
         recipe={"scheme": LANES[name][1], "scales": "bf16"} if role == "candidate" else {},
         numerics={"compute_dtype": "bfloat16", "accumulation": "split" if role == "noise" else "plain"},
         versions={"torch": "2.13.0", "qconvert": "0.1.0"},
+        noise_lane="bf16-noise" if role == "candidate" else None,
     )
 
 

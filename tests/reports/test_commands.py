@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from qconvert.cli import commands
 from qconvert_evals.results import Results
+from qconvert_evals.speculation import LiveSettings
 from qconvert_reports.budget import default_budget
 from qconvert_reports.drift import settle
 from tests.reports.synthetic import synthetic_results
@@ -37,7 +38,7 @@ def saved(tmp_path: Path) -> Path:
     """A results.json without a verdict, as compare's library function leaves it, with little to plot."""
     results = synthetic_results(layers=2)
     path = tmp_path / "results.json"
-    replace(results, figures={}).save(path)
+    replace(results, figures={"model": results.figures["model"]}).save(path)
     return path
 
 
@@ -154,11 +155,24 @@ def test_compare_judges_draws_and_prints_the_path_last(
     text.write_text("Some words to measure on.\n\nAnd some more of them.")
     folder = tmp_path / "report"
     words = ["--bf16", tmp_path, "--fp8", tmp_path, "--int4", tmp_path, "--data", text, "--tokens", 99]
-    result = run("compare", *words, "--seq-len", 33, "--draft-tokens", 2, "--weight-only", "--report", folder)
+    result = run(
+        "compare",
+        *words,
+        "--seq-len",
+        33,
+        "--draft-tokens",
+        2,
+        "--live-prompts",
+        5,
+        "--weight-only",
+        "--report",
+        folder,
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(folder / "report.html")
     assert "PASS fp8, int4" in result.stdout
     assert list(called["candidates"]) == ["fp8", "int4"]
+    assert called["live"] == LiveSettings(prompts=5)
     assert (called["tokens"], called["seq_len"], called["draft_tokens"], called["activations"]) == (99, 33, 2, "none")
     assert Results.load(folder / "results.json").tool["command"] == "qconvert compare --data 'my text.txt'"
 

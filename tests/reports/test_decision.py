@@ -73,38 +73,20 @@ def test_multiples_of_noise_both_ways() -> None:
     assert "exactly 0" in silent.reason
 
 
-def test_live_and_forced_acceptance_must_agree() -> None:
-    rules = budget(
-        "max_abs_difference_from_other = 20",
-        "mtp.acceptance_live",
-        'unit = "pp"\nslice = "position=1"\nother = "mtp.acceptance_greedy"\nother_slice = "{slice},context=generated"',
-    )
-    results = synthetic_results()
-    healthy = one(results, rules)
-    assert healthy.status == "pass"
-    assert healthy.value == pytest.approx(-0.01)
-    broken = [
-        replace(m, value=0.0, ci_low=0.0, ci_high=0.003) if (m.name, m.lane) == ("mtp.acceptance_live", "fp8") else m
-        for m in results.measurements
-    ]
-    row = one(replace(results, measurements=broken), rules)
-    assert row.status == "fail"
-    assert "against mtp.acceptance_greedy (position=1,context=generated)" in row.reason
-    alone = [m for m in results.measurements if "generated" not in m.slice]
-    assert one(replace(results, measurements=alone), rules).status == "inconclusive"
-
-
 @pytest.mark.parametrize(
-    "row",
-    [
-        "max_abs_difference_from_other = 1",
-        'max = 1\nother = "mtp.acceptance_greedy"',
-        'max = 1\nother_slice = "all"',
-        "max_abs_difference_from_base = -1",
-    ],
+    ("value", "status"), [(0.04, "pass"), (-0.04, "pass"), (0.06, "fail"), (-0.06, "fail"), (0.05, "inconclusive")]
 )
-def test_half_a_rule_is_refused(row: str) -> None:
-    with pytest.raises(UserError, match=r"`other` belongs|negative distance"):
+def test_a_value_that_should_be_zero_is_bounded_both_ways(value: float, status: str) -> None:
+    gap = Measurement("mtp.live_replay_gap", "fp8", "position=1", value, "fraction", 240, value - 0.005, value + 0.005)
+    rules = budget("max_abs = 5", gap.name, 'unit = "pp"\nslice = "position=1"')
+    row = one(Results(lanes=synthetic_results(layers=1).lanes, measurements=[gap]), rules)
+    assert (row.status, row.bound) == (status, "within ±5.00 pp")
+    assert f"{100 * value:+.2f} pp" in row.reason
+
+
+@pytest.mark.parametrize("row", ["max_abs = -1", "max_abs_difference_from_base = -1"])
+def test_a_negative_distance_is_refused(row: str) -> None:
+    with pytest.raises(UserError, match="negative distance"):
         budget(row)
 
 

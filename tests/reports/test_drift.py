@@ -69,7 +69,7 @@ def test_max_and_min_mirror_each_other(limit: float, interval: tuple[float, floa
     statuses = []
     for sign, bound in ((1, f"max = {limit!r}"), (-1, f"min = {-limit!r}")):
         edges = sorted((sign * low, sign * high))
-        row = Measurement("a.b", "fp8", "all", sign * value, "nats", 10, edges[0], edges[1])
+        row = Measurement("a.b", "fp8", "all", sign * value, "nats", 10, edges[0], edges[1], exact=low == high)
         results = replace(synthetic_results(layers=1), measurements=[row])
         statuses.append(one(results, budget(bound, "a.b")).status)
     assert statuses[1] == statuses[0]
@@ -80,6 +80,18 @@ def test_exact_numbers_have_no_middle() -> None:
     results = synthetic_results()
     assert one(results, budget("max = 0.0266", "weights.relative_error")).status == "pass"
     assert one(results, budget("max = 0.0264", "weights.relative_error")).status == "fail"
+
+
+def test_no_width_by_chance_is_no_certainty() -> None:
+    """Two documents that agree to the last digit: a sampled number without a spread, neither exact nor decided."""
+    by_chance = changed(
+        synthetic_results(), "logits.kl_mean", "fp8", lambda m: replace(m, ci_low=m.value, ci_high=m.value)
+    )
+    row = one(by_chance, budget("max = 0.02"))
+    assert row.status == "inconclusive" and "none that differ" in row.reason
+    counted = changed(by_chance, "logits.kl_mean", "fp8", lambda m: replace(m, exact=True))
+    row = one(counted, budget("max = 0.02"))
+    assert row.status == "pass" and row.decided == "counted in full, and within the bound"
 
 
 def test_unknown_interval_can_fail_but_not_pass() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ def record(created: str = "2026-01-02T03:04:05Z", kl: float = 0.003, **tool: Any
         else m
         for m in results.measurements
     ]
-    figures = {name: results.figures[name] for name in ("weights_worst",)}
+    figures = {name: results.figures[name] for name in ("weights_worst", "model")}
     made = replace(results, created=created, measurements=rows, figures=figures, tool={**results.tool, **tool})
     settle(made, default_budget())
     return made
@@ -253,19 +254,72 @@ def test_a_long_history_of_many_lanes_fits_a_comment(tmp_path: Path) -> None:
     assert "40 runs" in text and "10 older ones" in text
 
 
-@pytest.mark.parametrize(("factor", "kinds"), [(1 + 4e-15, set()), (1 + 1e-9, {"worse"}), (1 - 1e-9, {"better"})])
-def test_the_order_of_a_sum_is_no_change(factor: float, kinds: set[str]) -> None:
-    """Errors of weights are counted in full, and added by as many threads as there are."""
-    before = record()
+def test_a_record_that_holds_a_measurement_twice_is_refused(runs: Path) -> None:
+    """The second would win in silence, and a line would go through a number that the other half denies."""
+    made = record("2026-01-05T00:00:00Z")
+    twice = next(m for m in made.measurements if (m.name, m.lane, m.slice) == ("logits.kl_mean", "fp8", "all"))
+    replace(made, measurements=[*made.measurements, replace(twice, value=0.1)]).save(runs / "f.results.json")
+    with pytest.raises(
+        UserError, match=r"a measurement twice(.|\n)*f\.results\.json\n(.|\n)*logits\.kl_mean all nats fp8"
+    ):
+        read_history(runs)
+
+
+def test_another_unit_is_another_line(runs: Path) -> None:
+    made = record("2026-01-05T00:00:00Z", 4.3)
+    rows = [replace(m, unit="millinats") if m.name == "logits.kl_mean" else m for m in made.measurements]
+    replace(made, measurements=rows).save(runs / "f.results.json")
+    found = [line for line in read_history(runs).lines if (line.name, line.slice) == ("logits.kl_mean", "all")]
+    values = {line.unit: [m and m.value for m in line.lanes["fp8"]] for line in found}
+    assert values == {"nats": [0.003, 0.009, 0.004, 0.005, None], "millinats": [None] * 4 + [4.3]}
+
+
+def test_a_history_of_empty_records(tmp_path: Path) -> None:
+    replace(record(), measurements=[], verdict=None, figures={}).save(tmp_path / "results.json")
+    history = read_history(tmp_path)
+    assert len(history.runs) == 1 and not history.lines
+    assert "1 runs" in render_history(history)
+
+
+def test_a_history_without_pandas_names_the_extra(command: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "qconvert_reports.history")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    result = command("--history", runs)
+    assert result.exit_code == 2
+    assert "needs the package `pandas`" in result.stderr and "qconvert[evals]" in result.stderr
+
+
+NAME = "weights.relative_error"
+
+
+def with_error(results: Results, factor: float, **more: Any) -> Results:
+    """The same record with another weight error of the candidate, without width in its interval."""
     rows = [
-        replace(m, value=m.value * factor, ci_low=m.value * factor, ci_high=m.value * factor)
-        if m.name == "weights.relative_error" and m.value is not None and m.lane == "fp8"
+        replace(m, value=m.value * factor, ci_low=m.value * factor, ci_high=m.value * factor, **more)
+        if m.name == NAME and m.lane == "fp8" and m.value is not None
         else m
-        for m in before.measurements
+        for m in results.measurements
     ]
-    exact = [
-        replace(m, ci_low=m.value, ci_high=m.value) if m.name == "weights.relative_error" else m
-        for m in before.measurements
-    ]
-    found = against(replace(before, measurements=rows), replace(before, measurements=exact), "old.json")
-    assert {one.kind for one in found.moved} == kinds
+    return replace(results, measurements=rows)
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.0, "same"), (1 + 4e-15, "worse"), (1 - 4e-15, "better")])
+def test_an_exact_number_counts_where_it_differs_at_all(factor: float, kind: str) -> None:
+    found = against(with_error(record(), factor), record(), "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == [kind]
+    assert len(found.moved) == (kind != "same")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-9, 2.0])
+def test_no_width_by_chance_is_not_exact(factor: float) -> None:
+    """Whoever takes the width for a proof calls a sampled number "worse" here."""
+    before, now = (with_error(record(), one, exact=False) for one in (1.0, factor))
+    found = against(now, before, "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == ["same" if factor == 1 else "open"]
+    assert not found.moved and not found.worse
+    assert ("1 more differ" in found.counted) == (factor != 1)
+
+
+def test_exact_and_sampled_cannot_be_told_apart() -> None:
+    found = against(with_error(record(), 2.0), with_error(record(), 1.0, exact=False), "old.json")
+    assert [one.kind for one in found.changes if one.name == NAME] == ["open"]

@@ -90,4 +90,4 @@ def test_names_and_numbers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     done = bench("--only", "fp9")
     assert done.exit_code == 2 and "no kernel has such a name" in done.output and "fp8_w8a16" in done.output
     done = bench("--tokens", "1,two")
-    assert done.exit_code == 2 and "--tokens are numbers of tokens" in done.output
+    assert done.exit_code == 2 and "'--tokens': expected numbers of tokens" in done.output

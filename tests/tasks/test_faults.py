@@ -97,6 +97,7 @@ def test_another_tokenizer_or_other_ends_are_named(base: Path, folder: Path, tmp
         Benchmarks.prepare(settings(folder), lanes(base, other), "")
 
 
+@pytest.mark.slow  # reads all of lm-eval's task files
 def test_unknown_tasks_and_unreachable_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")

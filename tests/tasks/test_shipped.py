@@ -24,9 +24,9 @@ from tests.tasks.conftest import quiet
 from tests.tiny import tiny_config, write_tiny_checkpoint
 from training import benchmarks
 
-# Documents that are enough; the whole files take twice as long.
+# Documents that are enough, also where another order of sums turns an answer or two; the whole files take longer.
 LIMITS = {
-    "small_code": 48, "small_math": 32, "small_recall": 16, "small_needle_16": 48, "small_needle_48": 48,
+    "small_code": 96, "small_math": 64, "small_recall": 16, "small_needle_16": 48, "small_needle_48": 48,
     "small_needle_128": 96,
 }  # fmt: skip
 
@@ -60,6 +60,7 @@ def above_chance(lane: Lane, task: str) -> bool:
     return found.low > answers.most_common(1)[0][1] / found.n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", LIMITS)
 def test_the_shipped_model_is_above_chance(task: str, small: Lane) -> None:
     assert above_chance(small, task)

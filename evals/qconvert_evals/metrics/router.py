@@ -10,16 +10,18 @@ With A and B the sets of k experts chosen by base and candidate for one token an
     shared_weight  sum of w over A and B / sum of w        (weight of experts that the candidate also runs)
     margin_flipped, margin_kept   base's logit of rank k minus that of rank k+1, mean over tokens with A != B and A = B:
                    sets that change only where the margin is tiny change for little
+    tie_rate       share of tokens whose logits of rank k and k+1 are equal, so that nothing but the number decides
     load_distance  half the sum over experts of |load of base - load of candidate|, loads as shares of all choices
 
-All but the last are ratios of sums over tokens, and only these sums are kept, by document; and over all layers
-together also by how much text came before ("at=128-255,feed=local"). The load distance is linear in the loads once the
-sign of each expert's difference is known, so it gets the same interval.
+The tie rate is each lane's own, the base's included. All but the last are ratios of sums over tokens, and only these
+sums are kept, by document; and over all layers together also by how much text came before ("at=128-255,feed=local").
+The load distance is linear in the loads once the sign of each expert's difference is known, so it gets the same
+interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,9 +43,12 @@ RATIOS = {
     "shared_weight": ("shared", "weight", "fraction"),
     "margin_flipped": ("margin_flipped", "flipped", "logits"),
     "margin_kept": ("margin_kept", "kept", "logits"),
+    "tie_rate": ("tied", "tokens", "fraction"),
 }
+BASE_RATIOS = {"tie_rate": ("base_tied", "tokens", "fraction")}
 COLUMNS = (
-    "tokens", "kept", "flipped", "overlap", "jaccard", "top1", "kl", "shared", "weight", "margin_flipped", "margin_kept"
+    "tokens", "kept", "flipped", "overlap", "jaccard", "top1", "kl", "shared", "weight", "margin_flipped",
+    "margin_kept", "tied", "base_tied",
 )  # fmt: skip
 WHY_EMPTY = {"margin_flipped": "no token changed its set of experts", "margin_kept": "every token changed its set"}
 
@@ -105,7 +110,8 @@ def _columns(base: Routes, candidate: Routes) -> Tensor:
     both = shared.sum(-1).double()
     kept = (both == k).double()
     p, q = (torch.log_softmax(one.logits.double(), -1) for one in (base, candidate))
-    margin = _margin(base.logits.double(), k)
+    margin, own_margin = (_margin(one.logits.double(), k) for one in (base, candidate))
+    choice = k < base.logits.shape[-1]
     weights = base.weights.double()
     values = {
         "tokens": torch.ones_like(both),
@@ -119,6 +125,8 @@ def _columns(base: Routes, candidate: Routes) -> Tensor:
         "weight": weights.sum(-1),
         "margin_flipped": margin * (1 - kept),
         "margin_kept": margin * kept,
+        "tied": ((own_margin == 0) & choice).double(),
+        "base_tied": ((margin == 0) & choice).double(),
     }
     return torch.stack([values[name] for name in COLUMNS], dim=-1)
 
@@ -156,14 +164,9 @@ def _load(chosen: Tensor, documents: Tensor, count: int, experts: int) -> Array:
 def result(state: RouterState) -> Found:
     """Every layer, then all layers of a feed together ("feed=local"), the latter also by domain."""
     found = Found(state.lane)
-    for (layer, feed), sums in state.layers.items():
-        rows = np.flatnonzero(sums.sums[:, 0])
-        _rows(found, f"layer={layer},feed={feed}", [sums], rows)
-    for feed in dict.fromkeys(feed for _, feed in state.layers):
-        layers = [sums for (_, one), sums in state.layers.items() if one == feed]
-        present = np.flatnonzero(sum(sums.sums[:, 0] for sums in layers))
-        for slice_name, mask in by_domain(present, state.domains):
-            _rows(found, join(slice_name, f"feed={feed}"), layers, present[mask])
+    for slice_name, layers, documents in _slices(state):
+        _ratios(found, slice_name, _summed(layers, documents), documents)
+        found.add("router.load_distance", slice_name, "fraction", _load_distance(layers, documents), "no tokens")
     if any(number > 0 for _, number in state.stretches):  # else it would say again what "all" says
         for (feed, number), table in sorted(state.stretches.items()):
             documents = np.flatnonzero(table[:, 0])
@@ -171,15 +174,40 @@ def result(state: RouterState) -> Found:
     return found
 
 
-def _rows(found: Found, slice_name: str, layers: Sequence[LayerSums], documents: statistics.Index) -> None:
-    """All measurements of one slice: sums over the layers, and over the documents."""
-    _ratios(found, slice_name, np.sum([sums.sums[documents] for sums in layers], axis=0), documents)
-    found.add("router.load_distance", slice_name, "fraction", _load_distance(layers, documents), "no tokens")
+def base_result(state: RouterState, lane: str) -> Found:
+    """What the base shows alone, from the state of any lane that was measured against it; equal in both feeds."""
+    found = Found(lane)
+    for slice_name, layers, documents in _slices(state):
+        _ratios(found, slice_name, _summed(layers, documents), documents, BASE_RATIOS)
+    return found
 
 
-def _ratios(found: Found, slice_name: str, table: Array, documents: statistics.Index) -> None:
+def _slices(state: RouterState) -> Iterator[tuple[str, list[LayerSums], statistics.Index]]:
+    """Slice names, the layers that they cover, and the documents."""
+    for (layer, feed), sums in state.layers.items():
+        yield f"layer={layer},feed={feed}", [sums], np.flatnonzero(sums.sums[:, 0])
+    for feed in dict.fromkeys(feed for _, feed in state.layers):
+        layers = [sums for (_, one), sums in state.layers.items() if one == feed]
+        present = np.flatnonzero(sum(sums.sums[:, 0] for sums in layers))
+        for slice_name, mask in by_domain(present, state.domains):
+            yield join(slice_name, f"feed={feed}"), layers, present[mask]
+
+
+def _summed(layers: Sequence[LayerSums], documents: statistics.Index) -> Array:
+    """Sums over the layers, [documents, columns]."""
+    summed: Array = np.sum([sums.sums[documents] for sums in layers], axis=0)
+    return summed
+
+
+def _ratios(
+    found: Found,
+    slice_name: str,
+    table: Array,
+    documents: statistics.Index,
+    ratios: Mapping[str, tuple[str, str, str]] = RATIOS,
+) -> None:
     """Those of a table [documents, columns]."""
-    for name, (top, bottom, unit) in RATIOS.items():
+    for name, (top, bottom, unit) in ratios.items():
         numerators, denominators = table[:, COLUMNS.index(top)], table[:, COLUMNS.index(bottom)]
         bounded = unit == "fraction"
         estimate = (statistics.proportion if bounded else statistics.ratio)(numerators, denominators, documents)

@@ -11,7 +11,9 @@ or tensor that is zero in the base is measured against the candidate's norm inst
 A tensor is *touched* when it is quantized or differs from the base in any element. Slice "all" covers the touched
 tensors (value 0 and n 0 when there is none), "kind=..." every tensor of that kind. `kept_changed` counts tensors that
 the candidate keeps in plain form and that differ nevertheless; `missing_tensors` and `extra_tensors` count names.
-Nothing is sampled, so bounds equal the value.
+Nothing is sampled, so these numbers are exact, and the same bits on every machine: W' and W' - W are elementwise in
+fp32, sums of squares are in fp64 in one written order (`fixed_order`) tile by tile, tiles row by row, and tensors are
+added exactly. Tensors pass in bands of rows, whose height changes nothing.
 
 Left out: errors weighted by activations. What an error does to the outputs is measured on the outputs.
 """
@@ -26,9 +28,11 @@ import torch
 from torch import Tensor
 
 from qconvert_evals import statistics
+from qconvert_evals.metrics.fixed_order import decibels, fold, tile_squares
 from qconvert_evals.metrics.found import Found
 
 PLAIN_TILE = (128, 128)  # of tensors without scales
+BAND_CELLS = 1 << 18  # numbers of a band: 2 MB in fp64, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -77,30 +81,46 @@ def update(
 ) -> None:
     """Add one tensor: both in plain form and of the same shape; `quantized` says how the candidate stores it, `tile`
     how many rows and columns share a scale there."""
-    before, after = base.float(), candidate.float()
-    error, signal = (after - before).square(), before.square()
-    total = float(signal.sum(dtype=torch.float64)) or float(after.square().sum(dtype=torch.float64))
-    block_error, block = _worst_tile(error, signal, after, tile) if base.dim() == 2 else (0.0, (0, 0))
-    summed = float(error.sum(dtype=torch.float64))
-    largest = float((after - before).abs().max()) if base.numel() else 0.0
-    one = TensorError(name, kind, quantized, summed, total, largest, block_error, block)
-    state.tensors.append(one)
+    if base.numel() == 0:
+        state.tensors.append(TensorError(name, kind, quantized, 0.0, 0.0, 0.0, 0.0, (0, 0)))
+        return
+    errors, signals, norms, largest = _tiles(_as_matrix(base), _as_matrix(candidate), tile)
+    total = _sum(signals) or _sum(norms)
+    block_error, block = _worst_tile(errors, norms, tile) if base.dim() == 2 else (0.0, (0, 0))
+    state.tensors.append(TensorError(name, kind, quantized, _sum(errors), total, largest, block_error, block))
 
 
-def _worst_tile(error: Tensor, signal: Tensor, after: Tensor, tile: tuple[int, int]) -> tuple[float, tuple[int, int]]:
-    """Largest relative error of a tile and where the tile starts; all [N, K]."""
-    errors, signals, others = (_tile_sums(one, tile) for one in (error, signal, after.square()))
-    norms = torch.where(signals > 0, signals, others)
-    ratios = torch.where(norms > 0, errors / norms, torch.zeros_like(norms)).sqrt()
+def _as_matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.reshape(1, -1)
+
+
+def _sum(tiles: Tensor) -> float:
+    return float(fold(tiles.flatten(), 0))
+
+
+def _tiles(base: Tensor, candidate: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Sums over the tiles of (w' - w)^2, of w^2, and of w^2 or else w'^2, [n, k] each; and the largest |w' - w|."""
+    tile = min(tile[0], len(base)), min(tile[1], base.shape[1])
+    height = tile[0] * max(1, BAND_CELLS // (tile[0] * base.shape[1]))
+    bands, largest = [], torch.zeros(())
+    for old, new in zip(torch.split(base, height), torch.split(candidate, height), strict=True):
+        before, after = old.float(), new.float()
+        moved = after - before
+        error, signal = tile_squares(moved, tile), tile_squares(before, tile)
+        silent = signal == 0
+        norm = torch.where(silent, tile_squares(after, tile), signal) if silent.any() else signal
+        bands.append(torch.stack((error, signal, norm)))
+        largest = torch.maximum(largest, moved.abs().max())
+    errors, signals, norms = torch.cat(bands, dim=1)
+    return errors, signals, norms, float(largest)
+
+
+def _worst_tile(errors: Tensor, norms: Tensor, tile: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """Largest relative error of a tile and where the tile starts; all [n, k]."""
+    ratios = torch.where(norms == 0, 0.0, errors / norms).sqrt()
     worst = int(ratios.nan_to_num(nan=math.inf).argmax())
     row, column = divmod(worst, ratios.shape[1])
     return float(ratios.flatten()[worst]), (row * tile[0], column * tile[1])
-
-
-def _tile_sums(values: Tensor, tile: tuple[int, int]) -> Tensor:
-    """[N, K] -> sums over tiles, [n, k] of them; the last row and column may be smaller tiles."""
-    rows = values if tile[0] == 1 else torch.stack([band.sum(0) for band in torch.split(values, tile[0], 0)])  # [n, K]
-    return torch.stack([band.sum(1) for band in torch.split(rows, tile[1], 1)], dim=1)
 
 
 def result(state: WeightState) -> Found:
@@ -129,8 +149,8 @@ def kept_changed(state: WeightState) -> list[str]:
 
 
 def _rows(found: Found, slice_name: str, tensors: list[TensorError]) -> None:
-    error, signal, n = sum(one.error for one in tensors), sum(one.signal for one in tensors), len(tensors)
-    pooled = math.sqrt(error / signal) if signal else 0.0
+    error, signal = math.fsum(one.error for one in tensors), math.fsum(one.signal for one in tensors)
+    pooled, n = math.sqrt(error / signal) if signal else 0.0, len(tensors)
     values = {
         "relative_error": (pooled, "ratio"),
         "relative_error_max": (_largest([one.relative for one in tensors]), "ratio"),
@@ -152,7 +172,7 @@ def _largest(values: list[float]) -> float:
 
 def sqnr_db(relative: float) -> float:
     """Signal to quantization noise of a relative error above zero."""
-    return -20 * math.log10(relative) if math.isfinite(relative) else math.nan
+    return decibels(relative) if math.isfinite(relative) else math.nan
 
 
 def worst(state: WeightState, count: int) -> list[dict[str, Any]]:

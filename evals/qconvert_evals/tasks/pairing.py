@@ -1,5 +1,8 @@
 """Two lanes on the same questions: joined by document number, and refused unless document, prompt and target are equal.
 
+The join is pandas' (one row a document and metric, outer, one to one): what stands on one side only, or says something
+else there, is the error.
+
 Numbers of two lanes that were asked different things look like any others, and their difference would be called drift.
 So a mismatch is an error, not a warning, and says what differs.
 
@@ -12,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas
+
 from qconvert.errors import UserError
 from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.tasks.chat import ChatTemplate, find_template
-from qconvert_evals.tasks.series import LaneRun
+from qconvert_evals.tasks.series import Identity, Key, LaneRun
 from qconvert_evals.tasks.tokenizing import TaskTokenizer
 from qconvert_reference.lane import Lane
 
+PLACE = [*Key._fields, "number"]
 CAUSES = {
     "document": "the data sets of both lanes must hold the same documents in the same order",
     "prompt": "few-shot seed, number of examples, chat template and settings must be the same for both lanes",
@@ -34,25 +40,42 @@ def check_joined(base: LaneRun, other: LaneRun) -> None:
             expected=_names(base),
             found=_names(other),
         )
-    for key, ours in base.series.items():
-        theirs = other.series[key]
-        if ours.values.keys() != theirs.values.keys():
+    ours, theirs = _samples(base), _samples(other)
+    joined = ours.merge(theirs, "outer", PLACE, suffixes=("", "_other"), validate="one_to_one", indicator=True)
+    alone = joined[joined["_merge"] != "both"]
+    if len(alone):
+        of = {name: alone.iloc[0][name] for name in Key._fields}  # the first series that differs
+        mine, yours, apart = (_count(table, of) for table in (ours, theirs, alone))
+        raise UserError(
+            f"lanes {base.lane} and {other.lane} answered different documents of task {of['task']}",
+            expected=f"{mine} documents",
+            found=f"{yours}, {apart} not in common",
+        )
+    for part, cause in CAUSES.items():
+        unlike = joined[joined[part] != joined[f"{part}_other"]]
+        if len(unlike):
+            first = unlike.iloc[0]
             raise UserError(
-                f"lanes {base.lane} and {other.lane} answered different documents of task {key.task}",
-                expected=f"{len(ours.values)} documents",
-                found=f"{len(theirs.values)}, {len(ours.values.keys() ^ theirs.values.keys())} not in common",
+                f"lanes {base.lane} and {other.lane} cannot be joined: the {part} differs",
+                where=f"task {first['task']}, document {first['number']}",
+                expected=f"{part} {first[part][:16]} of lane {base.lane}",
+                found=first[f"{part}_other"][:16],
+                fix=cause,
             )
-        for document, identity in ours.identities.items():
-            for part, cause in CAUSES.items():
-                wanted, found = getattr(identity, part), getattr(theirs.identities[document], part)
-                if wanted != found:
-                    raise UserError(
-                        f"lanes {base.lane} and {other.lane} cannot be joined: the {part} differs",
-                        where=f"task {key.task}, document {document}",
-                        expected=f"{part} {wanted[:16]} of lane {base.lane}",
-                        found=f"{found[:16]}",
-                        fix=cause,
-                    )
+
+
+def _samples(run: LaneRun) -> pandas.DataFrame:
+    """What was asked about each document, for each metric."""
+    rows = [
+        (*key, number, *identity)
+        for key, series in run.series.items()
+        for number, identity in series.identities.items()
+    ]
+    return pandas.DataFrame(rows, columns=[*PLACE, *Identity._fields])
+
+
+def _count(table: pandas.DataFrame, of: dict[str, str]) -> int:
+    return int((table[list(of)] == pandas.Series(of)).all(axis=1).sum())
 
 
 def _names(run: LaneRun) -> str:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qconvert.errors import UserError
 from qconvert_reports.cli.bench_kernels import kernels
 from qconvert_reports.cli.compare import command_line, named_candidates
 from qconvert_reports.cli.files import free_files, make_folder, write_files
 from qconvert_reports.cli.finish import FOLDER, device_option, extra_for, yarn_option
+from qconvert_reports.cli.parameters import named, numbers
 
 if TYPE_CHECKING:
     from qconvert_evals.latency import LatencySettings
@@ -50,11 +50,21 @@ bench.add_command(kernels)
 @click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
 @click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
 @click.option(
-    "--candidate", "candidates", multiple=True, metavar="NAME=PATH", help="Another conversion; may be repeated."
+    "--candidate",
+    "candidates",
+    multiple=True,
+    callback=named,
+    metavar="NAME=PATH",
+    help="Another conversion; may be repeated.",
 )
 @click.option("--data", metavar="SPEC", help="Text to read: file.txt, file.jsonl or a hub data set.")
 @click.option(
-    "--contexts", default="128,512,2048", show_default=True, metavar="N,…", help="Lengths of context, in tokens."
+    "--contexts",
+    callback=numbers,
+    default="128,512,2048",
+    show_default=True,
+    metavar="N,…",
+    help="Lengths of context, in tokens.",
 )
 @click.option(
     "--draft-tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Draft steps of the MTP head."
@@ -69,7 +79,8 @@ bench.add_command(kernels)
 @click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def latency(
-    base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None, contexts: str,
+    base: str, fp8: str | None, int4: str | None, candidates: tuple[tuple[str, str], ...], data: str | None,
+    contexts: tuple[int, ...],
     draft_tokens: int, new_tokens: int, rounds: int, device: str, yarn: float | None,
     folder: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -78,7 +89,7 @@ def latency(
     Times are those of the reference model on this machine: compare lanes and lengths with one another, not with an
     engine.
     """
-    named = named_candidates({"fp8": fp8, "int4": int4}, candidates, needed=False)
+    sources = named_candidates({"fp8": fp8, "int4": int4}, candidates, needed=False)
     with extra_for("bench latency"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.data import load_documents
@@ -88,8 +99,8 @@ def latency(
         with extra_for("bench latency --report"):
             from qconvert_reports.latency_page import render_latency
         free_files([folder / name for name in FILES], overwrite)
-    settings = LatencySettings(parse_contexts(contexts), draft_tokens, new_tokens, rounds)
-    paths = {name: resolve_source(source) for name, source in named.items()}
+    settings = LatencySettings(contexts, draft_tokens, new_tokens, rounds)
+    paths = {name: resolve_source(source) for name, source in sources.items()}
     with StageProgress() as progress:
         found = run(resolve_source(base), paths, load_documents(data), settings, progress, device, yarn)
     rows = [row for one in found for row in one.measurements]
@@ -116,19 +127,6 @@ def _about(paths: Mapping[str, Path], settings: LatencySettings, device: str) ->
         **said,
         **versions(choose_device(device)),
     }
-
-
-def parse_contexts(text: str) -> tuple[int, ...]:
-    """`128,512` to numbers, rising."""
-    return parse_numbers(text, "--contexts")
-
-
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Positive whole numbers between commas, rising."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{option} are numbers of tokens", expected="numbers such as 128,512,2048", found=text)
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def latency_lines(found: list[Found]) -> list[str]:

@@ -9,6 +9,7 @@ import click
 
 from qconvert.errors import UserError
 from qconvert_reports.cli.finish import FILE, FOLDER, extra_for
+from qconvert_reports.cli.parameters import numbers
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ QUICK_REPLAYS, REPLAYS = 10, 100
 
 @click.command()
 @click.option("--only", default="*", metavar="GLOB", help="Kernels and sizes whose name this fits, such as fp8_w8a8.")
-@click.option("--tokens", metavar="M,…", help="Numbers of tokens; default: 1 to 8192.")
+@click.option("--tokens", callback=numbers, metavar="M,…", help="Numbers of tokens; default: 1 to 8192.")
 @click.option("--quick", is_flag=True, help="Fewer numbers of tokens and replays.")
 @click.option(
     "--tune", is_flag=True, help="Search the quickest tilings and write them as this device's configurations."
@@ -35,7 +36,7 @@ QUICK_REPLAYS, REPLAYS = 10, 100
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.pass_context
 def kernels(
-    ctx: click.Context, only: str, tokens: str | None, quick: bool, tune: bool, configurations: Path | None,
+    ctx: click.Context, only: str, tokens: tuple[int, ...] | None, quick: bool, tune: bool, configurations: Path | None,
     overwrite: bool, record: Path | None, folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Time the Triton kernels at the 80B model's sizes, beside torch and what else is installed.
@@ -79,14 +80,11 @@ def _gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _problems(only: str, tokens: str | None, quick: bool) -> list[Problem]:
+def _problems(only: str, tokens: tuple[int, ...] | None, quick: bool) -> list[Problem]:
     from qconvert_kernels.bench import measure, shapes
-    from qconvert_reports.cli.bench import parse_numbers
 
-    asked: tuple[int, ...] = shapes.QUICK_TOKENS if quick else shapes.TOKENS
-    if tokens is not None:
-        asked = parse_numbers(tokens, "--tokens")
-    every = measure.chosen(measure.problems(asked), only)
+    default = shapes.QUICK_TOKENS if quick else shapes.TOKENS
+    every = measure.chosen(measure.problems(tokens or default), only)
     if not every:
         names = sorted({one.kernel for one in measure.problems((1,))})
         raise UserError("no kernel has such a name", found=only, expected=", ".join(names))

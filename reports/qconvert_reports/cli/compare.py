@@ -20,8 +20,10 @@ from qconvert_reports.cli.finish import (
     extra_for,
     finish,
     json_option,
+    min_margin_option,
     yarn_option,
 )
+from qconvert_reports.cli.parameters import named
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 @click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
 @click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
 @click.option(
-    "--candidate", "candidates", multiple=True, metavar="NAME=PATH", help="Another conversion; may be repeated."
+    "--candidate",
+    "candidates",
+    multiple=True,
+    callback=named,
+    metavar="NAME=PATH",
+    help="Another conversion; may be repeated.",
 )
 @click.option(
     "--data",
@@ -44,6 +51,13 @@ if TYPE_CHECKING:
 @click.option("--seq-len", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of one sequence.")
 @click.option(
     "--draft-tokens", type=click.IntRange(min=1), default=3, show_default=True, help="Draft steps of the MTP head."
+)
+@click.option(
+    "--live-prompts",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    help="Prompts to decode for real, drafting; 0: none.",
 )
 @click.option(
     "--activations",
@@ -68,26 +82,32 @@ if TYPE_CHECKING:
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Write report.html, report.md, junit.xml, results.json and tables."
 )
+@min_margin_option
 @json_option
 @click.pass_context
 def compare(
-    ctx: click.Context, base: str, fp8: str | None, int4: str | None, candidates: tuple[str, ...], data: str | None,
-    tokens: int, seq_len: int, draft_tokens: int, activations: str, weight_only: bool, tasks: TaskSettings | None,
-    kernels: str, device: str, yarn: float | None, budget_file: Path | None, baseline: Path | None,
-    gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None, as_json: bool,
+    ctx: click.Context, base: str, fp8: str | None, int4: str | None,
+    candidates: tuple[tuple[str, str], ...], data: str | None,
+    tokens: int, seq_len: int, draft_tokens: int, live_prompts: int, activations: str, weight_only: bool,
+    tasks: TaskSettings | None, kernels: str, device: str, yarn: float | None, budget_file: Path | None,
+    baseline: Path | None, gate_baseline: bool, allowed: tuple[str, ...], report_folder: Path | None,
+    min_margin: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how far conversions drift from BF16, and judge it."""
-    named = named_candidates({"fp8": fp8, "int4": int4}, candidates)
+    sources = named_candidates({"fp8": fp8, "int4": int4}, candidates)
     if weight_only and activations.startswith("fp8"):
         raise UserError(f"--weight-only contradicts --activations {activations}", fix="give one of them")
     chosen = "none" if weight_only else None if activations == "auto" else activations
-    judging = Judging(budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed)
+    judging = Judging(
+        budget_file, baseline, report_folder, gate_baseline=gate_baseline, allowed=allowed, min_margin=min_margin
+    )
     with extra_for("compare"):
         from qconvert.checkpoint import resolve_source
         from qconvert_evals.compare import compare as run
         from qconvert_evals.data import load_documents
+        from qconvert_evals.speculation import LiveSettings
         from qconvert_reports.stages import StageProgress
-    paths = {name: resolve_source(source) for name, source in named.items()}
+    paths = {name: resolve_source(source) for name, source in sources.items()}
     with StageProgress() as progress:
         results = run(
             resolve_source(base),
@@ -96,6 +116,7 @@ def compare(
             tokens=tokens,
             seq_len=seq_len,
             draft_tokens=draft_tokens,
+            live=LiveSettings(prompts=live_prompts),
             activations=chosen,
             tasks=tasks,
             kernels=kernels,
@@ -108,15 +129,10 @@ def compare(
 
 
 def named_candidates(
-    known: Mapping[str, str | None], candidates: tuple[str, ...], *, needed: bool = True
+    known: Mapping[str, str | None], candidates: tuple[tuple[str, str], ...], *, needed: bool = True
 ) -> dict[str, str]:
     """Lane name -> source; refuses to give none where one is needed."""
-    pairs = [(name, path) for name, path in known.items() if path is not None]
-    for one in candidates:
-        name, equals, path = one.partition("=")
-        if not (name and equals and path):
-            raise UserError("--candidate needs a name and a path", expected="NAME=PATH", found=one)
-        pairs.append((name, path))
+    pairs = [*((name, path) for name, path in known.items() if path is not None), *candidates]
     named = dict(pairs)
     if len(named) != len(pairs):
         raise UserError("two candidates have the same name", found=", ".join(name for name, _ in pairs))

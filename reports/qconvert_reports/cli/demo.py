@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qconvert_reports.cli.finish import FOLDER, Judging, extra_for, finish
+from qconvert_reports.cli.finish import FOLDER, Judging, extra_for, finish, min_margin_option
 
 # INT4 in groups of 32: the small model's experts are 128 wide, and engines split them over GPUs.
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
@@ -23,10 +23,11 @@ SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
     help="Where the report goes.",
 )
 @click.option("--work", type=FOLDER, help="Keep the quantized models in this folder; default: a temporary one.")
+@min_margin_option
 @click.pass_context
-def demo(ctx: click.Context, report_folder: Path, work: Path | None) -> None:
+def demo(ctx: click.Context, report_folder: Path, work: Path | None, min_margin: float | None) -> None:
     """Quantize, verify and compare the small trained model in the package; no network, no GPU."""
-    judging = Judging(None, None, report_folder)
+    judging = Judging(None, None, report_folder, min_margin=min_margin)
     with extra_for("demo"):
         from qconvert.quantization import quantize
         from qconvert.verification import verify

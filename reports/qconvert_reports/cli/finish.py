@@ -49,6 +49,12 @@ yarn_option = click.option(
     metavar="FACTOR",
     help="Stretch the context of every lane by YaRN, for sequences beyond the trained length.",
 )
+min_margin_option = click.option(
+    "--min-margin",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Exit with 3 where a check passes with less than X half-widths of its interval to spare.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 
 
@@ -74,6 +80,7 @@ class Judging:
         gate_baseline: bool = False,
         allowed: tuple[str, ...] = (),
         saved: Path | None = None,
+        min_margin: float | None = None,
     ) -> None:
         from qconvert_evals.results import Results
         from qconvert_reports.budget import load_budget
@@ -82,6 +89,7 @@ class Judging:
         self.baseline_path = baseline
         self.baseline = None if baseline is None else Results.load(baseline)
         self.folder, self.gate_baseline, self.allowed = folder, gate_baseline, allowed
+        self.min_margin = min_margin
         self.saved = folder / "results.json" if saved is None and folder is not None else saved
         if self.baseline is None and (gate_baseline or allowed):
             raise UserError(
@@ -119,16 +127,28 @@ def finish(ctx: click.Context, results: Results, judging: Judging, as_json: bool
         judging.judge(results)
     against = _against(results, judging)
     if judging.folder is not None:
-        from qconvert_reports.folder import write_report
-
         with _numbers_kept(results, judging.folder):
-            write_report(results, judging.folder, against)
+            _write(results, judging.folder, against)
     if as_json:
         click.echo(results.to_json(), nl=False)
     else:
         _print(results, judging, against)
     assert results.verdict is not None
-    ctx.exit(EXIT_CODES[results.verdict.status])
+    code = EXIT_CODES[results.verdict.status]
+    ctx.exit(code or (EXIT_CODES["inconclusive"] if _too_thin(results, judging.min_margin) else 0))
+
+
+def _too_thin(results: Results, wanted: float | None) -> bool:
+    """Whether a check passes by less than was asked for; said on stderr."""
+    from qconvert_reports.verdict_view import gate_line, show_margin, thinnest
+
+    assert results.verdict is not None
+    worst = thinnest(results.verdict.rows)
+    if wanted is None or worst is None or worst.margin is None or worst.margin >= wanted:
+        return False
+    margin = f"margin {show_margin(worst.margin)} where {wanted:g} half-widths are asked for"
+    click.echo(f"too near the bound to count on: {margin}: {gate_line(worst)}", err=True)
+    return True
 
 
 def _against(results: Results, judging: Judging) -> Against | None:
@@ -137,10 +157,16 @@ def _against(results: Results, judging: Judging) -> Against | None:
         return judging.against(results)
     except UserError:
         if judging.folder is not None:
-            from qconvert_reports.folder import write_report
-
-            write_report(results, judging.folder)
+            _write(results, judging.folder, None)
         raise
+
+
+def _write(results: Results, folder: Path, against: Against | None) -> None:
+    """The report folder; what it cannot hold is said on stderr."""
+    from qconvert_reports.folder import write_report
+
+    for remark in write_report(results, folder, against):
+        click.echo(remark, err=True)
 
 
 def _print(results: Results, judging: Judging, against: Against | None) -> None:

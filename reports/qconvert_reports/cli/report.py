@@ -18,6 +18,7 @@ from qconvert_reports.cli.finish import (
     extra_for,
     finish,
     json_option,
+    min_margin_option,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 @click.option("--markdown", "markdown_file", type=FILE, help="Write it for a pull-request comment.")
 @click.option("--summary", "summary_file", type=FILE, help="Write it for a job's step summary: longer.")
 @click.option("--junit", "junit_file", type=FILE, help="Write one test case a check.")
+@click.option(
+    "--record", "record_file", type=FILE, help="Write the few figures of a pair that budgets are held against."
+)
 @click.option("--overwrite", is_flag=True, help="Replace these files where they exist.")
+@min_margin_option
 @json_option
 @click.pass_context
 def report(
@@ -49,7 +54,9 @@ def report(
     markdown_file: Path | None,
     summary_file: Path | None,
     junit_file: Path | None,
+    record_file: Path | None,
     overwrite: bool,
+    min_margin: float | None,
     as_json: bool,
 ) -> None:
     """Judge and draw an existing results.json again, without a model.
@@ -59,10 +66,12 @@ def report(
     from qconvert_evals.results import Results
 
     wanted = {"html": html_file, "markdown": markdown_file, "summary": summary_file, "junit": junit_file}
+    wanted["record"] = record_file
     files = {kind: path for kind, path in wanted.items() if path is not None}
     free_files(files.values(), overwrite)
     if history is not None:
-        if results_path or baseline or budget_file or junit_file or summary_file or as_json:
+        judged = (results_path, baseline, budget_file, junit_file, summary_file, record_file, min_margin)
+        if any(judged) or as_json:
             raise UserError("--history judges nothing", fix="give it with --html and --markdown alone")
         _history(history, files)
         return
@@ -70,7 +79,9 @@ def report(
         raise UserError("there are no results to report on", fix="give RESULTS, or --history FOLDER")
     saved = results_path / "results.json" if results_path.is_dir() else results_path
     results = Results.load(saved)
-    judging = Judging(budget_file, baseline, None, gate_baseline=gate_baseline, allowed=allowed, saved=saved)
+    judging = Judging(
+        budget_file, baseline, None, gate_baseline=gate_baseline, allowed=allowed, saved=saved, min_margin=min_margin
+    )
     judging.judge(results, keep=budget_file is None)
     against = judging.against(results)
     write_files({path: _render(kind, results, against) for kind, path in files.items()})
@@ -79,7 +90,8 @@ def report(
 
 def _history(folder: Path, files: dict[str, Path]) -> None:
     """All runs below a folder."""
-    from qconvert_reports.history import read_history, text_lines
+    with extra_for("report --history"):
+        from qconvert_reports.history import read_history, text_lines
 
     found = read_history(folder)
     texts = {}
@@ -109,6 +121,10 @@ def _render(kind: str, results: Results, against: Against | None) -> str:
         from qconvert_reports.markdown import render_summary
 
         return render_summary(results, against)
+    if kind == "record":
+        from qconvert_reports.recorded import record_text
+
+        return record_text(results)
     from qconvert_reports.junit import render_junit
 
     return render_junit(results, against)
