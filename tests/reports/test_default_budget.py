@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from qconvert.errors import UserError
 from qconvert_evals.results import Measurement, Results
-from qconvert_reports.budget import default_budget
+from qconvert_reports.budget import DEFAULT, default_budget
 from qconvert_reports.drift import judge
 from qconvert_reports.published import CURVE, companions
 from qconvert_reports.routing_noise import expected_overlap
@@ -53,6 +54,14 @@ def test_rows_over_all_text_are_made_from_one_divergence(section: str) -> None:
     assert rule(section, "logits.top1_agreement").limit == pytest.approx(100 * expected.top1_agreement, abs=0.05)
     assert rule(section, "logits.ppl_ratio").limit == pytest.approx(expected.ppl_ratio, abs=5e-4)
     assert rule(section, "bench.*perplexity_recovery").limit == rule(section, "logits.ppl_ratio").limit
+
+
+def test_int4_has_a_row_for_what_fp8_has_or_says_why_not() -> None:
+    rows = {one.name: {(rule.measurement, rule.slice) for rule in one.rules} for one in default_budget().sections}
+    text = files("qconvert_reports").joinpath(DEFAULT).read_text(encoding="utf-8")
+    reason = text.partition("# What FP8 has and this section has not: ")[2].partition("\n\n")[0]
+    for measurement, _ in rows["fp8"] - rows["int4"]:
+        assert measurement in reason
 
 
 def simulated(chosen: int, experts: int, noise: float) -> float:

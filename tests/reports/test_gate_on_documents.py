@@ -22,7 +22,6 @@ from qconvert_evals import statistics
 from qconvert_evals.compare import compare
 from qconvert_evals.results import Results
 from qconvert_evals.small_model_files import small_model_path
-from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.statistics import Estimate
 from qconvert_reports.budget import Budget, default_budget
 from qconvert_reports.certainty import calibration
@@ -40,9 +39,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     folder = tmp_path_factory.mktemp("gate") / "fp8"
     quantize(small_model_path(), folder, scheme="fp8-block128")
     states: list[object] = []
-    results = compare(
-        small_model_path(), {"fp8": folder}, tokens=TOKENS, live=LiveSettings(prompts=8, new_tokens=16), keep=states
-    )
+    results = compare(small_model_path(), {"fp8": folder}, tokens=TOKENS, keep=states)
     return results, states
 
 
@@ -73,7 +70,7 @@ def wrong(found: Outcomes) -> list[str]:
 @pytest.mark.slow
 def test_an_honest_conversion_passes_and_intervals_hold_the_truth(kept: Kept) -> None:
     found = drawn(kept, default_budget())  # each draw of every document once equals the record, or Gate raises
-    assert not wrong(found)
+    assert not wrong(found), found.row_shares()[:5]
     assert len(found.rows) > 30
 
 
@@ -97,9 +94,9 @@ def halved(right: Callable[..., Estimate]) -> Callable[..., Estimate]:
 
 
 @pytest.mark.slow
-def test_an_unpaired_row_over_eight_prompts_is_caught(kept: Kept) -> None:
+def test_an_unpaired_row_over_a_few_prompts_is_caught(kept: Kept) -> None:
     """The fault this guards against: two averages over a handful of prompts, held together as if independent."""
-    unpaired = budget_of("min_difference_from_base = -20.0", "mtp.acceptance_live", 'unit = "pp"\nslice = "position=1"')
+    unpaired = budget_of("min_difference_from_base = -10.0", "mtp.acceptance_live", 'unit = "pp"\nslice = "position=1"')
     (section,), (row,) = unpaired.sections, unpaired.sections[0].rules
     both = replace(default_budget(), sections=(*default_budget().sections, replace(section, rules=(row,))))
     assert any("of honest draws passed" in line for line in wrong(drawn(kept, both, RUNS // 2)))
