@@ -8,15 +8,15 @@ it. Noise is normal, and relative to what it is added to, token by token:
     tokens    this share of positions predicts from the state of the position before
 
 All strengths of all faults run as lanes of one comparison. P(FAIL) of each is counted over draws of its documents; the
-detection limit is interpolated on log strength between the last strength below AIM and the first above, and then
-confirmed by a comparison of its own, whose share is what is published. Faults of weights need no such search: the rows
+detection limit is bisected between the last strength below AIM and the first that reaches it, and confirmed by a
+comparison of its own, whose share is what is published. Faults of weights need no such search: the rows
 on weights are counted in full, so the limit is the bound (a block's scale off by 6.3%, any change of a kept tensor).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from qconvert_reference.lane import Lane
 from qconvert_reports.budget import Budget
 
 CAUGHT = 0.8
-AIM = 0.85  # what the search interpolates to, so that the confirmed share is not below CAUGHT by luck
+AIM = 0.85  # what the search asks for, so that the confirmed share is not below CAUGHT by luck
+COARSE = 8  # the search draws as many times less often than the confirmation
+ROUNDS = 3  # halvings of the ratio between the limit and the strength below it
 TRIES = 4
 STEP = 1.05  # a limit that is not confirmed grows by this factor
 GAINED = 2  # the layer of `gain`
@@ -130,12 +132,12 @@ class Fault:
 
 
 FAULTS = {
-    "layers": Fault(layers, "noise behind every layer, relative to the hidden state", (0.03, 0.045, 0.06, 0.08)),
-    "router": Fault(router, "noise on the router's logits, relative to their spread", (0.04, 0.055, 0.07, 0.1)),
-    "head": Fault(head, "noise on the input of the MTP head's layer, relative", (0.1, 0.2, 0.3, 0.45)),
-    "gain": Fault(gain, f"output of layer {GAINED} too large by this share", (0.04, 0.055, 0.07, 0.1)),
+    "layers": Fault(layers, "noise behind every layer, relative to the hidden state", (0.04, 0.05, 0.06)),
+    "router": Fault(router, "noise on the router's logits, relative to their spread", (0.05, 0.06, 0.07)),
+    "head": Fault(head, "noise on the input of the MTP head's layer, relative", (0.1, 0.14, 0.2)),
+    "gain": Fault(gain, f"output of layer {GAINED} too large by this share", (0.05, 0.06, 0.07)),
     "tokens": Fault(tokens, "share of positions that predict from the state of the position before",
-                    (0.002, 0.004, 0.006, 0.01)),
+                    (0.003, 0.0045, 0.006)),
 }  # fmt: skip
 
 
@@ -155,37 +157,37 @@ def search(
 ) -> dict[str, Search]:
     """Every fault's detection limit in an FP8 conversion, over `draws` draws of about `size` tokens."""
     found = {name: Search() for name in FAULTS}
-    first = [(name, one) for name, fault in FAULTS.items() for one in fault.strengths]
-    coarse, _ = _outcomes(base, folder, budget, size, max(1, draws // 8), seed, first, workers)
-    for (name, strength), outcomes in coarse.items():
-        found[name].shares[strength] = outcomes.share("fail")
-    for one in found.values():
-        one.limit = interpolated(one.shares, AIM)
-    open_ = dict(found)
-    for _ in range(TRIES):
-        asked = [(name, one.limit) for name, one in open_.items()]
-        outcomes_by, results = _outcomes(base, folder, budget, size, draws, seed + 1, asked, workers)
+
+    def look(asked: Sequence[tuple[str, float]], runs: int, seed: int) -> None:
+        outcomes_by, results = _outcomes(base, folder, budget, size, runs, seed, asked, workers)
         for (name, strength), outcomes in outcomes_by.items():
             one = found[name]
-            one.shares[strength], one.confirmed = outcomes.share("fail"), outcomes
+            one.shares[strength], one.limit, one.confirmed = outcomes.share("fail"), strength, outcomes
             one.value, one.clean = _caught(outcomes, results, _lane(name, strength))
-        open_ = {name: one for name, one in open_.items() if one.confirmed.share("fail") < CAUGHT}
-        if not open_:
+
+    coarse = max(1, draws // COARSE)
+    look([(name, one) for name, fault in FAULTS.items() for one in fault.strengths], coarse, seed)
+    for number in range(ROUNDS):
+        look([(name, middle(one.shares)) for name, one in found.items()], coarse, seed + 1 + number)
+    asked = {name: limit(one.shares) for name, one in found.items()}
+    for number in range(TRIES):
+        look(list(asked.items()), draws, seed + 1 + ROUNDS + number)
+        asked = {name: STEP * found[name].limit for name in asked if found[name].confirmed.share("fail") < CAUGHT}
+        if not asked:
             return found
-        for one in open_.values():
-            one.limit *= STEP
-    raise SystemExit(f"not caught {CAUGHT:.0%} of the time: {', '.join(open_)}; give larger strengths")
+    raise SystemExit(f"not caught {CAUGHT:.0%} of the time: {', '.join(asked)}; give larger strengths")
 
 
-def interpolated(shares: Mapping[float, float], aim: float) -> float:
-    """The strength at which the share reaches `aim`, on log strength; an end where all are above or below."""
-    ordered = sorted(shares.items())
-    above = next((number for number, (_, share) in enumerate(ordered) if share >= aim), None)
-    if above is None or above == 0:
-        return ordered[-1 if above is None else 0][0]
-    (low, before), (high, after) = ordered[above - 1], ordered[above]
-    part = (aim - before) / (after - before)
-    return low * (high / low) ** part
+def limit(shares: Mapping[float, float]) -> float:
+    """The smallest strength that reached AIM, the largest looked at where none did."""
+    return min((strength for strength, share in shares.items() if share >= AIM), default=max(shares))
+
+
+def middle(shares: Mapping[float, float]) -> float:
+    """Where to look next: between the limit so far and the next weaker strength, at equal ratios."""
+    high = limit(shares)
+    low = max((strength for strength in shares if strength < high), default=high / 2)
+    return math.sqrt(low * high)
 
 
 def catching(outcomes: Outcomes) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def _outcomes(
     size: int,
     draws: int,
     seed: int,
-    asked: list[tuple[str, float]],
+    asked: Sequence[tuple[str, float]],
     workers: int = 1,
 ) -> tuple[dict[tuple[str, float], Outcomes], Results]:
     """One comparison with a lane for each fault and strength, then the draws of each."""

@@ -67,7 +67,7 @@ def covered(results: Results, budget: Budget, lane: str) -> Callable[[str, str],
     """Whether the judge reads that measurement of the lane: for its rows, or to tell what is too good."""
     identity = next(one for one in results.lanes if one.name == lane)
     rules = budget.rules_for(identity)
-    others = {rule.other for rule in rules if rule.other}
+    others = {getattr(rule, "other", "") for rule in rules}
     known: dict[tuple[str, str], bool] = {}
 
     def wanted(name: str, at: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from benchmarks.gate.graded_faults import CAUGHT, FAULTS, interpolated
+from benchmarks.gate.graded_faults import CAUGHT, FAULTS, limit, middle
 from benchmarks.gate.judging import Gate, Outcomes
 from qconvert.quantization import quantize
 from qconvert_evals import statistics
@@ -116,10 +116,13 @@ def test_a_record_that_the_draws_do_not_give_again_is_refused(kept: Kept) -> Non
         Gate(replace(results, measurements=other), states, "fp8", default_budget())
 
 
-def test_limits_are_interpolated_between_strengths() -> None:
-    assert interpolated({0.1: 0.0, 0.4: 1.0}, 0.5) == pytest.approx(0.2)
-    assert interpolated({0.1: 0.9, 0.4: 1.0}, 0.8) == 0.1
-    assert interpolated({0.1: 0.0, 0.4: 0.1}, 0.8) == 0.4
+def test_limits_are_bisected_between_strengths() -> None:
+    shares = {0.1: 0.0, 0.4: 1.0, 0.8: 1.0}
+    assert limit(shares) == 0.4 and middle(shares) == pytest.approx(0.2)
+    shares[0.2] = 0.5
+    assert limit(shares) == 0.4 and middle(shares) == pytest.approx(0.08**0.5)
+    assert limit({0.1: 1.0, 0.2: 1.0}) == 0.1 and middle({0.1: 1.0, 0.2: 1.0}) == pytest.approx(0.005**0.5)
+    assert limit({0.1: 0.0, 0.4: 0.1}) == 0.4
 
 
 def test_the_shipped_figures_are_those_of_this_budget_and_keep_the_promise() -> None:
