@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
+CPUS = Path("/proc/cpuinfo")
 GROUPS = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
-SPINS = 10_000
+SPINS = 30_000
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them: the user has chosen
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BLOCKTIME = "1"  # milliseconds of spinning in LLVM's and Intel's OpenMP, which other builds of torch bring
@@ -50,6 +52,16 @@ def affinity() -> int:
 def granted_cores(groups: Path = GROUPS, mount: Path = MOUNT) -> int:
     """Cores that this process can keep busy, at least 1."""
     return max(1, min([affinity(), *(math.ceil(quota) for quota in quotas(groups, mount))]))
+
+
+def processor() -> str:
+    """The processor's name, for records."""
+    try:
+        lines = CPUS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def quotas(groups: Path, mount: Path) -> Iterator[float]:

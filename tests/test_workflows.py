@@ -192,6 +192,10 @@ def test_the_smoke_test_sees_a_promise_that_is_not_kept(lie: str, tmp_path: Path
     program = f"set -euo pipefail\n{function}\nas '{codes}' '{said}' bash -c \"{command}\"\necho kept"
     done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "smoke: expected" in done.stdout and "kept" not in done.stdout
+    kept = subprocess.run(
+        ["bash", "-c", f"{function}\nas 0/3 '' true && as 0/3 no bash -c 'echo no; exit 3'"], cwd=tmp_path
+    )
+    assert kept.returncode == 0
 
 
 def test_the_demo_elsewhere_must_pass(tmp_path: Path) -> None:

@@ -106,9 +106,11 @@ class Gate:
             for part in parts:
                 found.add(self._part(*part))
             return found
-        with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # forked: the states are not sent
-            for one in pool.map(self._part, *zip(*parts, strict=True)):
+        _FORKED[:] = [self]
+        with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # forked: the states are there, and not sent
+            for one in pool.map(_part_of_the_forked, parts):
                 found.add(one)
+        _FORKED.clear()
         return found
 
     def _part(self, seed: int, number: int, runs: int) -> Outcomes:
@@ -130,3 +132,10 @@ class Gate:
             truth = self.truth.setdefault(key, row.value)  # of the first, which is the record itself
             found.intervals[key] += 1
             found.held[key] += low <= truth <= high
+
+
+_FORKED: list[Gate] = []  # whose draws a child process makes
+
+
+def _part_of_the_forked(part: tuple[int, int, int]) -> Outcomes:
+    return _FORKED[0]._part(*part)

@@ -27,7 +27,7 @@ import qconvert
 from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
-from qconvert_evals.identity import check_comparable, head_fault, identities, model_figures
+from qconvert_evals.identity import check_comparable, head_fault, identities, machine, model_figures
 from qconvert_evals.lanes import check_length, noise_lanes, open_lanes, with_floors
 from qconvert_evals.metrics import acceptance, hidden, logits, router
 from qconvert_evals.metrics import weights as weights_metric
@@ -41,6 +41,7 @@ from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk, start_all
 from qconvert_reference.device import choose_device, describe, memory_for_weights
 from qconvert_reference.lane import Lane
+from qconvert_reference.threads import single_tokens
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -243,7 +244,8 @@ class _Comparison:
             if why:
                 self.found += speculation.absent(lane.name, steps, why)
                 continue
-            seen = speculation.measure(lane, self.corpus, steps, self.sampling, settings, tick)
+            with single_tokens(lane.config):
+                seen = speculation.measure(lane, self.corpus, steps, self.sampling, settings, tick)
             self.states += [seen.live, seen.forced, seen.replay]
             self.found += seen.found()
 
@@ -282,6 +284,7 @@ class _Comparison:
             "seq_len": settings.seq_len,
             "draft_tokens": settings.draft_tokens,
             "device": describe(settings.device),
+            "machine": machine(),
             "yarn": settings.yarn,
             "sampling": self.sampling.record(),
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},

@@ -24,9 +24,11 @@ from qconvert.checkpoint import CONFIG, Checkpoint, hash_file, hub_identity
 from qconvert.errors import UserError
 from qconvert.families import family_of
 from qconvert.formats import Weights
+from qconvert.machine import processor
 from qconvert.manifest import Manifest
 from qconvert_evals.corpus import TOKENIZER
 from qconvert_evals.results import LaneIdentity, is_noise, reference_of
+from qconvert_reference import products
 from qconvert_reference.device import describe
 from qconvert_reference.kernels import choose_kernels
 from qconvert_reference.lane import CPU, Lane
@@ -155,6 +157,11 @@ def versions(device: torch.device = CPU) -> dict[str, str]:
     """Versions of everything that could change a number."""
     found = {name: importlib.metadata.version(name) for name in MEASURED_WITH}
     return {"qconvert": qconvert.__version__, "python": platform.python_version(), **found, "device": _device(device)}
+
+
+def machine() -> dict[str, Any]:
+    """What computed, for the reader: nothing that makes two records unlike."""
+    return {"processor": processor(), "threads": torch.get_num_threads(), "products": products.chosen()}
 
 
 def asked_activations(block: Mapping[str, Any]) -> tuple[Activations, str]:

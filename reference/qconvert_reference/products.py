@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,6 @@ Way: TypeAlias = Literal["bf16", "fp32"]
 
 VARIABLE = "QCONVERT_PRODUCTS"
 CHOICES = ("auto", "bf16", "fp32")
-WAYS: dict[str, Way] = {"bf16": "bf16", "fp32": "fp32"}
 BETTER = 1.3  # how many times faster fp32 must be
 KEPT_BYTES = 1 << 30  # widened weights that a process keeps
 PIECE = 1 << 20  # numbers widened at a time, 4 MB
@@ -89,23 +88,22 @@ def _decide(number: int, kept: bool) -> Way:
     forced = os.environ.get(VARIABLE, "auto")
     if forced not in CHOICES:
         raise UserError(f"{VARIABLE} names no kind of product", expected=", ".join(CHOICES), found=forced)
-    if forced in WAYS:
-        return WAYS[forced]
+    if forced != "auto":
+        return cast(Way, forced)
     seconds = measure(CLASSES[number][0], kept)
     return "fp32" if seconds["fp32"] * BETTER <= seconds["bf16"] else "bf16"
 
 
 def measure(rows: int, kept: bool) -> dict[Way, float]:
     """Seconds of both ways, each the least of several in turn: what else runs only ever adds."""
+    x, weight = (torch.ones(*shape, dtype=torch.bfloat16) for shape in ((rows, SHAPES[kept][1]), SHAPES[kept]))
+    wide = weight.float()
+    ways: dict[Way, Callable[[], Tensor]] = {
+        "bf16": lambda: F.linear(x, weight),
+        "fp32": lambda: F.linear(x.float(), wide).bfloat16() if kept else widened_product(x.float(), weight),
+    }
+    seconds: dict[Way, float] = {way: float("inf") for way in ways}
     with torch.inference_mode():
-        x = torch.ones(rows, SHAPES[kept][1], dtype=torch.bfloat16)
-        weight = torch.ones(SHAPES[kept], dtype=torch.bfloat16)
-        wide = weight.float()
-        ways: dict[Way, Callable[[], Tensor]] = {
-            "bf16": lambda: F.linear(x, weight),
-            "fp32": lambda: F.linear(x.float(), wide).bfloat16() if kept else widened_product(x.float(), weight),
-        }
-        seconds: dict[Way, float] = {"bf16": float("inf"), "fp32": float("inf")}
         for _ in range(REPEATS):
             for way, run in ways.items():
                 run()  # into the cache, and past whatever a first call sets up

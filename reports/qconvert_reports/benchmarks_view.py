@@ -4,8 +4,12 @@ Made from `figures["tasks"]["rows"]`, one a metric and lane. The finding of a ro
 
     differs         p of "no difference", corrected over all tasks of the lane (Holm), is below 5%; "by less than the
                     margin" where the next holds as well: a difference that is real and small
-    no worse        p of "worse by the margin or more" is below 5%: the lane is certified not to have lost that much
+    no worse        p of "worse by the margin or more", corrected likewise, is below 5%: the lane is certified not to
+                    have lost that much
     cannot tell     neither; the smallest drop that would have been found four times in five stands beside it
+
+Where documents of a task share a passage, the finding says by which field they were taken together. Parts of groups are
+not in the family that is corrected, so nothing is concluded from them one by one.
 
 "Cannot tell" is the usual finding of a small benchmark and no praise: with 64 documents a drop of several points goes
 unseen. Left out: scores by document, which are in results.json for those that flipped.
@@ -27,25 +31,35 @@ def benchmark_tables(index: Index) -> list[Table]:
     """The tasks asked for, parts of groups, and thoughts; tables without rows where nothing was run."""
     rows = _rows(index)
     asked = _table("Benchmarks", [row for row in rows if row.get("asked", True)])
+    asked.rows.extend(_pooled_cells(index, lane, found) for lane, found in _pooled(index).items())
     parts = _table("Parts of groups", [row for row in rows if not row.get("asked", True)])
     return [asked, parts, _thoughts(index)]
 
 
 def benchmark_lines(index: Index) -> list[str]:
-    """One line a task and candidate, for a terminal."""
-    return [
+    """One line a task and candidate, for a terminal; then one a candidate for its tasks together."""
+    lines = [
         f"{_name(row)}, {row['lane']}: {show_value(row['score'][0], row['unit'])} "
         f"({show_difference(row['difference'][0], row['unit'])}): {finding(row)}"
         for row in _rows(index)
         if row.get("asked", True) and not row["noise"]
     ]
+    together = ((lane, found) for lane, found in _pooled(index).items() if lane not in index.noise)
+    return lines + [f"{len(found['tasks'])} tasks, {lane}: {pooled_finding(found)}" for lane, found in together]
 
 
 def finding(row: dict[str, Any]) -> str:
     """What the row allows to say."""
-    p_value, no_worse, unit = row.get("p_holm"), row.get("no_worse"), row["unit"]
-    if p_value is None and no_worse is None:
+    words, field = _concluded(row), row.get("clustered_by")
+    return words if field is None else f"{words} ({row['clusters']:,} clusters by {field})"
+
+
+def _concluded(row: dict[str, Any]) -> str:
+    p_value, no_worse, unit = row.get("p_holm"), row.get("no_worse_holm"), row["unit"]
+    if row.get("p_value") is None and row.get("no_worse") is None:
         return "nothing to pair"
+    if not row.get("asked", True):
+        return "part of its group's finding"
     margin = show_difference(row["margin"], unit).lstrip("+")
     certified = no_worse is not None and no_worse < ALPHA
     if p_value is not None and p_value < ALPHA:
@@ -62,6 +76,32 @@ def _rows(index: Index) -> list[dict[str, Any]]:
     rows = record.get("rows") or []
     order = list(dict.fromkeys((row["task"], row["metric"], row["filter"]) for row in rows))
     return sorted(rows, key=lambda row: (order.index((row["task"], row["metric"], row["filter"])), row["noise"]))
+
+
+def _pooled(index: Index) -> dict[str, dict[str, Any]]:
+    """Lane -> the exact test over its tasks, where there were two or more to pool."""
+    record = index.results.figures.get("tasks") or {}
+    return {lane: found for lane, found in (record.get("pooled") or {}).items() if found is not None}
+
+
+def pooled_finding(found: dict[str, Any]) -> str:
+    """What the exact test over all tasks allows to say; tasks with clusters are not in it."""
+    words = "differs over all" if found["p_value"] < ALPHA else "no difference seen over all"
+    out = f"; without {', '.join(found['clustered'])}, whose documents hang together" if found["clustered"] else ""
+    return f"{words} (exact p {found['p_value']:.3f}){out}"
+
+
+def _pooled_cells(index: Index, lane: str, found: dict[str, Any]) -> list[Cell]:
+    dash = Cell("–")
+    return [
+        Cell(f"{len(found['tasks'])} tasks together"),
+        Cell(lane_words(lane, index.noise)),
+        Cell(f"{found['n']:,}"),
+        *[dash] * 3,
+        Cell(pooled_finding(found)),
+        *[dash] * 2,
+        Cell(f"{found['lost']} / {found['gained']}"),
+    ]
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -82,7 +82,9 @@ def test_a_lane_against_itself_is_exactly_zero(sample) -> None:
 
 def test_intervals_hold_the_value_and_one_document_has_none(sample) -> None:
     for row in logits.result(run(*sample)).measurements:
-        if row.slice == "all":
+        if row.name.removeprefix("logits.") in logits.KL_LEVELS | logits.DP_LEVELS:
+            assert row.ci_low is None and row.ci_high is None  # too few documents for quantiles
+        elif row.slice == "all":
             assert row.ci_low is not None and row.ci_high is not None and row.value is not None
             assert row.ci_low - 1e-12 <= row.value <= row.ci_high + 1e-12, row.name
         if row.slice == "domain=math" and row.name == "logits.kl_mean":

@@ -1,25 +1,25 @@
-"""Tests on pairs against scipy and statsmodels, and by simulation where a claim is about how often."""
+"""Tests on pairs against own formulas and other libraries, and by simulation where the claim is a rate."""
 
 import numpy as np
 import pytest
 import scipy.stats as st
 from hypothesis import given, settings
 from hypothesis import strategies as draw
-from statsmodels.stats.contingency_tables import mcnemar as witness_mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.weightstats import DescrStatsW
 
 from qconvert_evals import statistics as s
+from tests.evals import own_formulas
 
 counts = draw.integers(0, 400)
 seeds = draw.integers(0, 2**32 - 1)
 
 
+@settings(deadline=None)
 @given(counts, counts)
 def test_mcnemar(lost: int, gained: int) -> None:
     ours = s.mcnemar(lost, gained)
-    assert ours == pytest.approx(witness_mcnemar([[3, lost], [gained, 5]], exact=True).pvalue, rel=1e-9, abs=1e-15)
+    assert ours == pytest.approx(own_formulas.mcnemar(lost, gained), rel=1e-9, abs=1e-15)
     if lost + gained:
         assert ours == pytest.approx(st.binomtest(lost, lost + gained).pvalue, rel=1e-9, abs=1e-15)
 
@@ -28,29 +28,31 @@ def test_mcnemar_of_many_pairs() -> None:
     assert s.mcnemar(5200, 4900) == pytest.approx(st.binomtest(5200, 10100).pvalue, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(draw.integers(1, 500), draw.data())
 def test_wilson(n: int, data: draw.DataObject) -> None:
     k = data.draw(draw.integers(0, n))
-    assert s.wilson(k, n) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-12)
+    assert s.wilson(k, n) == pytest.approx(own_formulas.wilson(k, n), abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
 @given(draw.lists(draw.floats(0, 1), min_size=1, max_size=30))
 def test_holm(p_values: list[float]) -> None:
-    assert s.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), rel=1e-12, abs=1e-300)
+    assert s.holm(p_values) == pytest.approx(own_formulas.holm(p_values), rel=1e-12, abs=1e-300)
 
 
 def test_holm_of_nothing() -> None:
     assert s.holm([]) == []
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(seeds, draw.integers(2, 60), draw.floats(-2, 2))
 def test_t_test(seed: int, n: int, shift: float) -> None:
     values = np.random.default_rng(seed).normal(shift, size=n)
     assert s.t_test(values, np.arange(n)) == pytest.approx(st.ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(seeds, draw.integers(3, 60), draw.floats(-1, 1), draw.floats(0.05, 2))
 def test_tost(seed: int, n: int, shift: float, margin: float) -> None:
     values = np.random.default_rng(seed).normal(shift, size=n)
@@ -58,6 +60,9 @@ def test_tost(seed: int, n: int, shift: float, margin: float) -> None:
     wanted, lower, _ = DescrStatsW(values).ttost_mean(-margin, margin)
     assert found is not None
     assert (found.equal, found.no_worse) == pytest.approx((wanted, lower[1]), rel=1e-6, abs=1e-12)
+    assert own_formulas.tost(values.tolist(), margin) == pytest.approx(
+        (found.no_worse, found.equal), rel=1e-6, abs=1e-12
+    )
     mirrored = s.equivalence(-values, np.arange(n), margin, higher_is_better=False)
     assert mirrored is not None and mirrored.no_worse == pytest.approx(found.no_worse, rel=1e-9)
 
@@ -87,23 +92,22 @@ def test_detectable_differences_of_known_benchmarks(
     assert found == pytest.approx([unpaired, two, five, ten], abs=0.0051)
 
 
-def test_bootstrap_is_scipys_on_the_same_clusters() -> None:
-    """Percentile bounds; both draw 10,000 times, so each bound errs by about sd / 40: five of those is an eighth."""
-    values = np.random.default_rng(3).exponential(size=80)
-    found = s.bootstrap_mean(values, np.arange(80))
-    wanted = st.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
-    tolerance = st.sem(values) / 8
-    assert found.value == values.mean()
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=tolerance)
-
-
-def test_bootstrap_draws_whole_clusters() -> None:
-    values = np.random.default_rng(4).normal(size=20)
-    once = s.bootstrap_mean(values, np.arange(20))
-    tenfold = s.bootstrap_mean(np.repeat(values, 10), np.repeat(np.arange(20), 10))
-    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high), rel=1e-9)
-    assert s.bootstrap_mean(values, np.zeros(20, dtype=np.int64)).low is None
-    assert s.bootstrap_mean(np.zeros(0), np.zeros(0, dtype=np.int64)).value is None
+@settings(max_examples=20, deadline=None)
+@given(seeds, draw.floats(0.05, 0.5))
+def test_clustered_tests_are_those_of_a_regression_with_clustered_errors(seed: int, margin: float) -> None:
+    """A regression on nothing but a constant, with statsmodels' cluster-robust variance and t of clusters - 1."""
+    rng = np.random.default_rng(seed)
+    clusters = np.sort(rng.integers(0, 12, 60))
+    values = 0.1 + rng.normal(size=12)[clusters] + rng.normal(size=60)
+    fit = OLS(values, np.ones(60)).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
+    assert s.standard_error(values - values.mean(), clusters) == pytest.approx(fit.bse[0], rel=1e-9)
+    assert s.t_test(values, clusters) == pytest.approx(fit.pvalues[0], rel=1e-9)
+    found = s.equivalence(values, clusters, margin)
+    assert found is not None
+    df = len(np.unique(clusters)) - 1
+    distances = [(values.mean() + margin) / fit.bse[0], (margin - values.mean()) / fit.bse[0]]
+    worse, better = (own_formulas.one_sided(float(one), df) for one in distances)
+    assert (found.no_worse, found.equal) == pytest.approx((worse, max(worse, better)), rel=1e-6, abs=1e-12)
 
 
 def test_sizes_and_powers() -> None:

@@ -47,14 +47,15 @@ class Fault:
     refused: str = ""
     blind: str = ""  # why nothing is expected to flag it
     live: bool = False  # shows in real decoding alone, which is slow: see `run`
+    subtle: bool = False  # takes as much text as the health of a clean lane
 
 
 def _files(what: str, change: Callable[[folder.Tensors], None], base: Base = "fp8", **flags: object) -> Fault:
     return Fault(change.__name__, what, base, files=tensors_changed(change), **flags)  # type: ignore[arg-type]
 
 
-def _run(what: str, change: Callable[[Lane], None], *compare: str, blind: str = "", live: bool = False) -> Fault:
-    return Fault(change.__name__, what, run=change, compare=compare, blind=blind, live=live)
+def _run(what: str, change: Callable[[Lane], None], *compare: str, blind: str = "", **how: bool) -> Fault:
+    return Fault(change.__name__, what, run=change, compare=compare, blind=blind, **how)
 
 
 def _tasks(what: str, change: Callable[[Path], str], refused: str) -> Fault:
@@ -109,17 +110,17 @@ FAULTS = (
     _files("INT4: scales transposed", folder.read_scales_transposed, "int4", verify=("bounds",), compare=(ERROR,)),
     _files("INT4: zero point off by one", folder.shift_zero_points, "int4", verify=("bounds",), compare=(ERROR,)),
     _run("activations cast to FP8 without scales", engine.drop_the_activation_scale, KL),
-    _run("one activation scale for a whole batch", engine.one_activation_scale_for_all, blind=ONE_SCALE),
-    _run("wrong RoPE theta in the engine", engine.wrong_rope_theta, TOP),
-    _run("half of the rotated dimensions", engine.wrong_rotary_width, TOP),
+    _run("one activation scale for a whole batch", engine.one_activation_scale_for_all, blind=ONE_SCALE, subtle=True),
+    _run("wrong RoPE theta in the engine", engine.wrong_rope_theta, TOP, subtle=True),
+    _run("half of the rotated dimensions", engine.wrong_rotary_width, TOP, subtle=True),
     _run("norm_topk_prob off in the engine", engine.no_norm_topk_prob, HIDDEN),
-    _run("one expert too few", engine.one_expert_too_few, ROUTER),
+    _run("one expert too few", engine.one_expert_too_few, ROUTER, subtle=True),
     _run("the shared expert's gate not applied", engine.drop_the_shared_experts_gate, KL),
     _run("the attention's gate not applied", engine.drop_the_attention_gate, HIDDEN),
-    _run("w for 1 + w in the norm of q and k", engine.plain_instead_of_zero_centred_norm, KL),
-    _run("keys of the delta rule not normalised", engine.no_l2_norm_of_keys, KL),
-    _run("the router's logits rounded to FP8", engine.router_in_fp8, blind=ROUNDED_LOGITS),
-    _run("the MTP head fed in front of the final norm", engine.feed_the_head_before_the_norm, HEAD),
+    _run("w for 1 + w in the norm of q and k", engine.plain_instead_of_zero_centred_norm, KL, subtle=True),
+    _run("keys of the delta rule not normalised", engine.no_l2_norm_of_keys, KL, subtle=True),
+    _run("the router's logits rounded to FP8", engine.router_in_fp8, blind=ROUNDED_LOGITS, subtle=True),
+    _run("the MTP head fed in front of the final norm", engine.feed_the_head_before_the_norm, HEAD, subtle=True),
     _run("the MTP head fed the token before", engine.feed_the_head_the_token_before, HEAD),
     _run(
         "refused drafts left in the delta rule's state", engine.keep_refused_drafts_in_the_delta_state, REPLAY,

@@ -1,10 +1,10 @@
 """Put every fault into a conversion of the shipped model (see `reparametrised`), and look what flags it.
 
-All faulty lanes are candidates of one comparison and share the base's work; faults with which a comparison refuses to
-start get one of their own. Lanes without a fault are compared apart, over eight texts of each kind and more tokens: a
-fault has to be seen, which takes little text; health has to be certain, on every machine.
-Faults of the speculative loop share a comparison in which the lanes really decode, beside both clean conversions; it is
-judged by the row on that loop alone.
+Faulty lanes are candidates of one comparison and share the base's work; faults with which a comparison refuses to start
+get one of their own. Most faults are plain in little text. The subtle ones stand beside the lanes without a fault, in a
+comparison over eight texts of each kind and more tokens, for health has to be certain, on every machine. Faults of the
+speculative loop share a comparison in which the lanes really decode, beside both clean conversions; it is judged by the
+row on that loop alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qconvert_reports.drift import settle
 from tests.mutations.folder_faults import Tensors, tensors_changed
 from tests.mutations.registry import FAULTS, REPLAY, Fault
 
-TOKENS, CLEAN_TOKENS = 2048, 8192
+TOKENS, CLEAN_TOKENS, DECODED_TOKENS = 2048, 8192, 4096
 DECODED, NOT_DECODED = LiveSettings(prompts=16), LiveSettings(prompts=0)  # of as many documents
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 COUNTED = "weights."
@@ -96,15 +96,16 @@ def run(
         else:
             folders[fault.name] = folder
     by_name = {fault.name: fault for fault in faults}
+    subtle = {name: folders.pop(name) for name, fault in by_name.items() if fault.subtle}
     decoded = {name: folders.pop(name) for name, fault in by_name.items() if fault.live}
     if folders:
         _flag(_compare(base, folders, by_name, tokens), found)
     healthy = {"clean-fp8": clean["fp8"], "clean-int4": clean["int4"], "bf16-again": base}
-    results = _compare(base, healthy, {}, clean_tokens)
+    results = _compare(base, healthy | subtle, by_name, clean_tokens)
     _flag(results, found)
     if decoded:
         pair = {name: healthy[name] for name in CLEAN[:2]}
-        _flag(_compare(base, pair | decoded, by_name, clean_tokens, DECODED), found, only=REPLAY)
+        _flag(_compare(base, pair | decoded, by_name, DECODED_TOKENS, DECODED), found, only=REPLAY)
     return found, results
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qconvert_reference import delta_rule
 from qconvert_reference.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from qconvert_reference.gated_delta_net import causal_conv
 from qconvert_reference.norm import l2_norm
@@ -62,3 +63,37 @@ def test_convolution_equals_torch_and_continues() -> None:
     first, kept = causal_conv(x[:, :2], weight)  # shorter than the kernel
     second, _ = causal_conv(x[:, 2:], weight, kept)
     torch.testing.assert_close(torch.cat((first, second), 1), whole)
+
+
+def test_heads_that_forget_at_once_make_no_subnormal_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between e^-87 and e^-103 fp32 is subnormal: exact enough, and a hundred times slower to multiply."""
+    faded = delta_rule._faded(torch.linspace(-120.0, 0.0, 10_001))
+    assert not ((faded > 0) & (faded < torch.finfo(torch.float32).tiny)).any() and faded[-1] == 1
+    assert float(faded[faded > 0].min()) < 2.0**-56  # what is dropped is far below fp32's rounding
+    shares: dict[float, float] = {}
+    for gone, most in ((delta_rule.LEAST, 0.001), (float("-inf"), 1.0)):  # 0.08 where nothing is dropped
+        monkeypatch.setattr(delta_rule, "LEAST", gone)
+        shares[gone] = _subnormal_share(monkeypatch)
+        assert shares[gone] < most
+    assert shares[float("-inf")] > 0.01
+
+
+def _subnormal_share(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Of the numbers that the loop over chunks multiplies, for a decay of e^-3 a token."""
+    multiplied: list[Tensor] = []
+    product = torch.baddbmm
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "baddbmm", lambda *x, **how: multiplied.extend(x) or product(*x, **how))
+        q, k, v, g, beta = inputs(200)
+        chunked_delta_rule(q, k, v, torch.full_like(g, -3.0), beta)
+    numbers = torch.cat([x.abs().flatten() for x in multiplied])
+    return float(((numbers > 0) & (numbers < torch.finfo(torch.float32).tiny)).float().mean())
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 8])
+def test_few_tokens_are_convolved_like_many(tokens: int) -> None:
+    x, weight, before = torch.randn(2, 20, 6), torch.randn(6, 1, 4), torch.randn(2, 3, 6)
+    whole, _ = causal_conv(x, weight, before)
+    few, seen = causal_conv(x[:, :tokens], weight, before)
+    torch.testing.assert_close(few, whole[:, :tokens], rtol=1e-5, atol=1e-6)
+    assert torch.equal(seen, torch.cat((before, x[:, :tokens]), 1)[:, tokens:])

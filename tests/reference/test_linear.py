@@ -23,7 +23,6 @@ def test_dense_bf16_accumulates_in_fp32() -> None:
 def test_split_is_another_order_of_the_same_sum() -> None:
     weight = W.bfloat16()
     plain, split = (make_linear(weight, Numerics(torch.float32, accumulation=a))(X) for a in ("plain", "split"))
-    assert not torch.equal(plain, split)
     torch.testing.assert_close(plain, split, rtol=0, atol=300 * 2**-24 * float(plain.abs().max()))
     rounded_once(X.double() @ weight.double().T, make_linear(weight, Numerics(accumulation="split"))(X))
 

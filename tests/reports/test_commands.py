@@ -38,7 +38,7 @@ def saved(tmp_path: Path) -> Path:
     """A results.json without a verdict, as compare's library function leaves it, with little to plot."""
     results = synthetic_results(layers=2)
     path = tmp_path / "results.json"
-    replace(results, figures={}).save(path)
+    replace(results, figures={"model": results.figures["model"]}).save(path)
     return path
 
 

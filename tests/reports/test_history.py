@@ -46,7 +46,7 @@ def record(created: str = "2026-01-02T03:04:05Z", kl: float = 0.003, **tool: Any
         else m
         for m in results.measurements
     ]
-    figures = {name: results.figures[name] for name in ("weights_worst",)}
+    figures = {name: results.figures[name] for name in ("weights_worst", "model")}
     made = replace(results, created=created, measurements=rows, figures=figures, tool={**results.tool, **tool})
     settle(made, default_budget())
     return made

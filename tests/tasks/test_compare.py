@@ -20,7 +20,7 @@ def test_every_lane_has_scores_and_every_candidate_differences(tmp_path: Path) -
         live=LiveSettings(0), tasks=tasks,
     )  # fmt: skip
     assert Results.from_json(results.to_json()) == results
-    for lane in ("bf16", "bf16-noise", "fp8"):
+    for lane in ("bf16", "bf16-noise", "fp8", "fp8-noise"):
         for name in ("bench.small_math.exact_match", "bench.small_context_32.bits_per_byte"):
             score, difference = results.find(name, lane), results.find(f"{name}_difference", lane)
             assert score is not None and score.value is not None and score.n == 2
@@ -29,6 +29,9 @@ def test_every_lane_has_scores_and_every_candidate_differences(tmp_path: Path) -
     assert drift is not None and drift.value != 0 and drift.noise_floor is not None
     record = results.figures["tasks"]
     assert {(row["task"], row["lane"]) for row in record["rows"]} == {
-        (task, lane) for task in tasks.names for lane in ("bf16-noise", "fp8")
+        (task, lane) for task in tasks.names for lane in ("bf16-noise", "fp8", "fp8-noise")
     }
+    scores = {row["lane"]: row for row in record["rows"] if row["task"] == "small_context_32"}
+    assert scores["fp8-noise"]["base"] == scores["fp8"]["score"] != scores["fp8"]["base"]
+    assert [lane for lane, row in scores.items() if row["noise"]] == ["bf16-noise", "fp8-noise"]
     assert record["settings"]["limit"] == 2 and record["lm_eval"].startswith("0.4.")

@@ -123,7 +123,7 @@ def _rates(
         at = join(f"position={step + 1}", domain, state.context)
         found.add(name, at, "fraction", statistics.proportion(own[:, step], ones, documents), why)
         if base is not None:
-            change = statistics.mean(own[:, step] - base[:, step], documents)
+            change = statistics.difference(own[:, step], base[:, step], documents)
             found.add(f"{name}_difference", at, "fraction", change, why)
         if kind == "greedy" and step:
             survived = statistics.proportion(own[:, step], own[:, step - 1], documents)
@@ -131,7 +131,8 @@ def _rates(
     at, length = join(domain, state.context), accept_length_name(kind)
     found.add(length, at, "tokens", statistics.mean(1 + own.sum(1), documents), why)
     if base is not None:
-        found.add(f"{length}_difference", at, "tokens", statistics.mean(own.sum(1) - base.sum(1), documents), why)
+        change = statistics.difference(own.mean(1), base.mean(1), documents).mapped(lambda share: state.steps * share)
+        found.add(f"{length}_difference", at, "tokens", change, why)
 
 
 def absent(lane: str, steps: int, why: str) -> Found:

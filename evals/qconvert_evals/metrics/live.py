@@ -76,17 +76,13 @@ def _chain(accepted: Array, reached: Array, documents: Index) -> tuple[float, Ar
 
 
 def _estimate(value: float, influence: Array, documents: Index, n: int, largest: int = 1) -> Estimate:
-    """Bounds within [0, largest]; where every draft went the same way, Wilson's on the number of prompts."""
+    """Bounds within [0, largest]; where every draft went the same way, those of as many trials as prompts."""
     if not math.isfinite(value):
         return statistics.NOTHING
     one = statistics.linearised(value, influence, documents)
-    if one.low is None or one.high is None:
-        return Estimate(value, n)
     if value in (0.0, largest):
-        prompts = len(np.unique(documents))
-        low, high = (largest * bound for bound in statistics.wilson(prompts * value / largest, prompts))
-        return Estimate(value, n, low, high)
-    return Estimate(value, n, max(0.0, one.low), min(float(largest), one.high))
+        one = statistics.certain(value / largest, len(np.unique(documents)), documents).mapped(lambda x: largest * x)
+    return Estimate(value, n, one.low, one.high).within(0.0, float(largest))
 
 
 def absent(lane: str, steps: int, why: str) -> Found:

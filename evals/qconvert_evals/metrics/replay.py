@@ -32,6 +32,7 @@ from qconvert_evals.metrics.found import Found
 from qconvert_evals.statistics import Array, Estimate, Index
 
 GAP, GAP_LENGTH, EXACT = "mtp.live_replay_gap", "mtp.live_replay_gap_length", "mtp.live_replay_exact"
+NO_ANCHOR = "no document is long enough for a prompt and what the drafts are held against"
 
 
 @dataclass
@@ -60,7 +61,7 @@ def update(
 def result(state: ReplayState) -> Found:
     """Gap by position, gap of the length, share of prompts without any."""
     if not state.documents:
-        return absent(state.lane, state.steps, "no document is long enough for a prompt")
+        return absent(state.lane, state.steps, NO_ANCHOR)
     found, why = Found(state.lane), "no anchor has room for that many drafts"
     documents = np.asarray(state.documents, dtype=np.int64)
     drafts, kept, replayed = (

@@ -1,8 +1,8 @@
 """One lane through all tasks: lm-eval builds the requests, the lane answers, lm-eval scores, and the values stay apart
 by document.
 
-What lm-eval itself makes of the values (its aggregate) is kept beside them: `measure` must come to the same number. A
-task whose `metadata` names a field of its documents as `cluster` says by it which documents hang together.
+What lm-eval itself makes of the values (its aggregate) is kept beside them: `measure` must come to the same number.
+Which documents hang together is said by the task, or found (see `clusters`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from lm_eval.evaluator import evaluate
 
+from qconvert_evals.tasks.clusters import cluster_field
 from qconvert_evals.tasks.language_model import LaneLM
 from qconvert_evals.tasks.scoring import Begin
 from qconvert_evals.tasks.series import Identity, Key, LaneRun, Series
@@ -42,7 +43,7 @@ def run_lane(lane: Lane, loaded: Mapping[str, Any], settings: TaskSettings, begi
         )
     series: dict[Key, Series] = {}
     for task, samples in found["samples"].items():
-        cluster = (loaded["tasks"][task].config.metadata or {}).get("cluster")
+        cluster = _cluster_field(loaded["tasks"][task])
         for sample in samples:
             _add(series, task, sample, cluster)
     for key, one in series.items():
@@ -63,7 +64,13 @@ def _add(series: dict[Key, Series], task: str, sample: Mapping[str, Any], cluste
         one.values[document] = sample[metric]
         one.identities[document] = identity
         if cluster is not None:
-            one.clusters[document] = str(sample["doc"][cluster])
+            one.clusters[document] = str(sample["doc"][cluster]).strip()
+            one.clustered_by = cluster
+
+
+def _cluster_field(task: Any) -> str | None:
+    stated: str | None = (task.config.metadata or {}).get("cluster")
+    return stated if stated is not None else cluster_field(task.eval_docs)
 
 
 def _number(value: Any) -> float | None:

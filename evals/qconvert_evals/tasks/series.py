@@ -29,6 +29,7 @@ class Series:
     values: dict[int, Any] = field(default_factory=dict)
     identities: dict[int, Identity] = field(default_factory=dict)
     clusters: dict[int, str] = field(default_factory=dict)  # documents of one cluster are no independent draws
+    clustered_by: str | None = None  # the field of the documents that says so
     aggregate: float | None = None
     higher_is_better: bool | None = None
 

@@ -5,12 +5,12 @@
     bench.<task>.<metric>_recovery      candidate / base
     bench.<task>.<metric>_lost, _gained shares of documents that flipped
     bench.<task>.<metric>_p_value       of "no difference"; _p_holm corrected over the tasks asked for
-    bench.<task>.<metric>_no_worse      p of "worse by the margin or more"
+    bench.<task>.<metric>_no_worse      p of "worse by the margin or more"; _no_worse_holm corrected likewise
     bench.<task>.<metric>_detectable    the drop that would have been found four times in five
     bench.<task>.thought_tokens, .thought_cut_off      with a reasoning parser
 
-`figures["tasks"]` holds the same row by row, and what ran: settings, version of lm-eval, chat templates, requests that
-lost their beginning, the documents that flipped.
+`figures["tasks"]` holds the same row by row, the test over all tasks of each lane together ("pooled"), and what ran:
+settings, version of lm-eval, chat templates, requests that lost their beginning, the documents that flipped.
 
 lm-eval is imported in here and not above: a comparison without tasks does not need it.
 """
@@ -29,8 +29,8 @@ from qconvert_evals import statistics
 from qconvert_evals.metrics.found import Found
 from qconvert_evals.results import is_noise, reference_of
 from qconvert_evals.statistics import Estimate
-from qconvert_evals.tasks.measure import Values, merged, score, values_of
-from qconvert_evals.tasks.paired import Pair, pair
+from qconvert_evals.tasks.measure import SAME, Values, merged, score, values_of
+from qconvert_evals.tasks.paired import Pair, pair, pooled
 from qconvert_evals.tasks.pairing import check_joined, check_templates, check_tokenizers
 from qconvert_evals.tasks.scoring import Begin
 from qconvert_evals.tasks.series import Key, LaneRun, Series
@@ -38,6 +38,7 @@ from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_reference.lane import Lane
 
 SHOWN_FLIPS = 20
+CORRECTED = {"p_value": "p_holm", "no_worse": "no_worse_holm"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Benchmarks:
             "requests_cut": {run.lane: run.cut for run in runs},
             "left_out": dict(self.left_out),
             "rows": rows,
+            "pooled": {} if table is None else table.pooled(rows),
         }
         return list(found.values()), record
 
@@ -126,13 +128,24 @@ class Table:
         return found
 
     def correct(self, rows: list[dict[str, Any]]) -> None:
-        """Holm's correction over all metrics of the tasks asked for, lane by lane; parts of groups stay out of it."""
+        """Holm's correction over all metrics of the tasks asked for, lane by lane, of both claims: that there is a
+        difference, and that there is no loss to speak of. Parts of groups stay out of it."""
         for lane in dict.fromkeys(row["lane"] for row in rows):
-            family = [row for row in rows if row["lane"] == lane and row["asked"] and row["p_value"] is not None]
-            for row, adjusted in zip(family, statistics.holm([row["p_value"] for row in family]), strict=True):
-                row["p_holm"] = adjusted
-                key = Key(row["task"], row["metric"], row["filter"])
-                self.found[lane].add(f"{name(key)}_p_holm", place(key), "p", Estimate(adjusted, row["n"]))
+            asked = [row for row in rows if row["lane"] == lane and row["asked"]]
+            for claim, corrected in CORRECTED.items():
+                family = [row for row in asked if row[claim] is not None]
+                for row, adjusted in zip(family, statistics.holm([row[claim] for row in family]), strict=True):
+                    row[corrected] = adjusted
+                    key = Key(row["task"], row["metric"], row["filter"])
+                    self.found[lane].add(f"{name(key)}_{corrected}", place(key), "p", Estimate(adjusted, row["n"]))
+
+    def pooled(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The exact test over all tasks, by lane; a group whose parts were asked for as well is not counted twice."""
+        twice = {group for group, parts in self.runs[0].members.items() if self.asked.intersection(parts)}
+        lanes = dict.fromkeys(row["lane"] for row in rows)
+        return {
+            lane: pooled([row for row in rows if row["lane"] == lane and row["task"] not in twice]) for lane in lanes
+        }
 
     def _keys(self) -> dict[Key, list[Key]]:
         """Every metric of a task, and of a group whose score is that of its documents together."""
@@ -162,13 +175,17 @@ class Table:
         found.add(f"{name(key)}_detectable", at, units, Estimate(one.detectable, n), alone)
         if one.flips:
             for word, places in (("lost", one.lost), ("gained", one.gained)):
-                share = Estimate(len(places) / n, n, *statistics.wilson(len(places), n))
+                flipped = np.zeros(n)
+                flipped[places] = 1.0
+                share = Values("proportion", flipped, np.ones(n), base.clusters, base.clustered, SAME).estimate()
                 found.add(f"{name(key)}_{word}", at, "fraction", share)
-        return self._row(lane, key, base, own, one)
+        return self._row(lane, key, base, own, one, members)
 
-    def _row(self, lane: str, key: Key, base: Values, own: Values, one: Pair) -> dict[str, Any]:
+    def _row(self, lane: str, key: Key, base: Values, own: Values, one: Pair, members: list[Key]) -> dict[str, Any]:
         series = self.runs[0].series.get(key, Series())
         documents = sorted(series.values)
+        fields = dict.fromkeys(self.runs[0].series[one].clustered_by for one in members)
+        clustered_by = ", ".join(field for field in fields if field is not None) or None
         return {
             "task": key.task,
             "metric": key.metric,
@@ -179,6 +196,8 @@ class Table:
             "unit": unit(key, base),
             "higher_is_better": series.higher_is_better,
             "n": len(base.sums),
+            "clusters": len(np.unique(base.clusters)),
+            "clustered_by": clustered_by,
             "base": _triple(base.estimate()),
             "score": _triple(own.estimate()),
             "difference": _triple(one.difference),
@@ -186,6 +205,7 @@ class Table:
             "p_value": one.p_value,
             "p_holm": None,  # see `correct`
             "no_worse": one.no_worse,
+            "no_worse_holm": None,
             "margin": one.margin,
             "detectable": one.detectable,
             "lost": len(one.lost) if one.flips else None,
