@@ -124,7 +124,7 @@ class SparseMoe:
     def _run_one(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """`_run_experts` for a single token, without sorting and gathering: the same products in the same order."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        shared, chosen = Shared(x), experts[0].tolist()
+        shared, chosen = Shared(x), experts[0].cpu().tolist()
         for choice in sorted(range(self.top_k), key=chosen.__getitem__):
             total.add_(self.experts[chosen[choice]](shared).float() * weights[:, choice, None])
         return total
