@@ -31,7 +31,7 @@ from tests.mutations.folder_faults import Tensors, tensors_changed
 from tests.mutations.registry import FAULTS, REPLAY, Fault
 
 TOKENS, CLEAN_TOKENS = 2048, 8192
-DECODED, NOT_DECODED = LiveSettings(prompts=16), LiveSettings(prompts=0)  # of as many documents
+DECODED, NOT_DECODED = LiveSettings(prompts=32), LiveSettings(prompts=0)  # of as many documents
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 COUNTED = "weights."
 # Half-widths of an interval between it and the bound: another order of sums moves an end by a few hundredths of that.
