@@ -30,13 +30,8 @@ from qconvert_reports.drift import settle
 from tests.mutations.folder_faults import Tensors, tensors_changed
 from tests.mutations.registry import FAULTS, REPLAY, Fault
 
-<<<<<<< HEAD
-TOKENS, CLEAN_TOKENS, DECODED_TOKENS = 2048, 8192, 4096
-DECODED, NOT_DECODED = LiveSettings(prompts=16), LiveSettings(prompts=0)  # of as many documents
-=======
-TOKENS, CLEAN_TOKENS = 2048, 8192
+TOKENS, CLEAN_TOKENS, DECODED_TOKENS = 2048, 8192, 8192
 DECODED, NOT_DECODED = LiveSettings(prompts=32), LiveSettings(prompts=0)  # of as many documents
->>>>>>> spec
 SCHEMES = {"fp8": "fp8-block128", "int4": "int4-g32"}
 COUNTED = "weights."
 # Half-widths of an interval between it and the bound: another order of sums moves an end by a few hundredths of that.
