@@ -92,7 +92,7 @@ def drop_the_shared_experts_gate(lane: Lane) -> None:
 
     def change(layer: DecoderLayer) -> None:
         assert isinstance(layer.mlp, SparseMoe)
-        layer.mlp.shared_expert_gate = lambda x: torch.full_like(x[..., :1], 1e4)  # type: ignore[assignment]
+        layer.mlp.shared_expert_gate = lambda x: torch.full_like(x.x[..., :1], 1e4)  # type: ignore[assignment]
 
     _change_layers(lane, change)
 
