@@ -120,7 +120,8 @@ class Table:
         for key, members in self._keys().items():
             scored = {run.lane: self._score(run, key, members) for run in self.runs}
             for run in self.runs[1:]:
-                reference, own = scored[reference_of(run.lane)], scored[run.lane]
+                against = reference_of(run.lane) if is_noise(run.lane) else self.runs[0].lane  # the base comes first
+                reference, own = scored[against], scored[run.lane]
                 if reference is not None and own is not None:
                     found.append(self._pair(run.lane, key, reference, own, members))
         for run in self.runs:
