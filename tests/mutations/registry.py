@@ -116,7 +116,7 @@ FAULTS = (
     _run("norm_topk_prob off in the engine", engine.no_norm_topk_prob, HIDDEN),
     _run("one expert too few", engine.one_expert_too_few, ROUTER, subtle=True),
     _run("the shared expert's gate not applied", engine.drop_the_shared_experts_gate, KL),
-    _run("the attention's gate not applied", engine.drop_the_attention_gate, HIDDEN),
+    _run("the attention's gate not applied", engine.drop_the_attention_gate, HIDDEN, subtle=True),
     _run("w for 1 + w in the norm of q and k", engine.plain_instead_of_zero_centred_norm, KL, subtle=True),
     _run("keys of the delta rule not normalised", engine.no_l2_norm_of_keys, KL, subtle=True),
     _run("the router's logits rounded to FP8", engine.router_in_fp8, blind=ROUNDED_LOGITS, subtle=True),
