@@ -89,6 +89,7 @@ def decoded(lane: Lane, steps: int = 2, prompts: int = 12) -> dict[tuple[str, st
     return {(row.name, row.slice): row for found in seen.found() for row in found.measurements}
 
 
+@pytest.mark.slow
 def test_a_sound_loop_is_replayed_at_every_anchor(lane: Lane) -> None:
     found = decoded(lane)
     exact, gap, live = (
@@ -101,6 +102,7 @@ def test_a_sound_loop_is_replayed_at_every_anchor(lane: Lane) -> None:
     assert gap.n > 0.9 * live.n  # all but the last rounds are compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [keep_refused_drafts_in_the_delta_state, keep_refused_drafts_in_the_heads_cache]
 )  # fmt: skip

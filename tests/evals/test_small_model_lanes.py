@@ -76,6 +76,7 @@ def test_the_loops_own_text_replays_it(results: Results, lane: str) -> None:
     assert exact.value is not None and exact.value >= 0.5 and exact.n == 8
 
 
+@pytest.mark.slow
 def test_a_noise_lane_is_not_decoded(results: Results) -> None:
     live = {m.lane for m in results.measurements if m.name.startswith(("mtp.live", "mtp.acceptance_live"))}
     assert live == {"bf16", "fp8"}

@@ -113,6 +113,7 @@ def test_rejection_rule_keeps_the_distribution() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 66.6  # chi-square, 35 degrees of freedom, p = 0.001
 
 
+@pytest.mark.slow
 def test_sampled_speculation_has_the_distribution_of_plain_sampling() -> None:
     """The whole loop: three tokens over a vocabulary of three, exact probabilities from the trunk."""
     config = tiny_config(vocab_size=3, num_hidden_layers=2, full_attention_interval=2, hidden_size=32, num_experts=2,

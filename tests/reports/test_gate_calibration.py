@@ -55,6 +55,7 @@ def check(found: dict[str, Any]) -> None:
     assert at_most(found["all_rows_no_true_change"]["fail"], found["alpha"], n)
 
 
+@pytest.mark.slow
 def test_false_alarms_and_power(found: dict[str, Any]) -> None:
     check(found)
     for row in found["rows"].values():  # FAIL alone has the power too, but for what skewed data cost it
