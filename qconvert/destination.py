@@ -93,11 +93,11 @@ class Destination:
     def publish(self, *, overwrite: bool) -> None:
         """Put the finished folder into its place."""
         _sync(self.folder)
+        if not overwrite and self.final.exists():
+            raise _exists(self.final)
         if self.inside:
             self._move_up()
             return
-        if not overwrite and self.final.exists():
-            raise _exists(self.final)
         old = self.final.with_name(f".{self.final.name}.qconvert-old")
         if old.exists() and self.final.exists():
             shutil.rmtree(old)

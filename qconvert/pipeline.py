@@ -13,7 +13,6 @@ finished pieces where they are; a mistake of the user, such as a NaN in a weight
 
 import functools
 import logging
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,35 +20,22 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from qconvert.calibrated import KEY, Calibrated, Statistics, open_walk
-from qconvert.checkpoint import (
-    CONFIG,
-    INDEX,
-    MANIFEST,
-    TENSOR_REPORT,
-    Checkpoint,
-    copy_durably,
-    hash_file,
-    hub_identity,
-    write_durably,
-    write_index,
-)
+from qconvert.checkpoint import Checkpoint, copy_durably
 from qconvert.destination import Destination
 from qconvert.errors import UserError
-from qconvert.families import family_of
+from qconvert.finishing import Record, file_record, write_metadata
 from qconvert.manifest import Manifest
 from qconvert.plan import Plan, ShardJob, TensorJob, changed_since, read_by_engines
 from qconvert.quantizers import OnCpu, Quantizer
 from qconvert.refusals import is_full, refusal
 from qconvert.schemes.int4 import WEIGHTED
 from qconvert.shard import Conversion
-from qconvert.tensor_report import TensorRow, summarise, to_csv
 
-Record = dict[str, Any]
 Work = Iterator[Callable[[], None]]
 log = logging.getLogger("qconvert")
 ENTRY_BYTES = 1024  # more than a tensor's lines in a header, in the index and in the report take
@@ -84,13 +70,9 @@ def run_plan(
             destination.check_space(_missing_bytes(plan, checkpoint, destination))
             records = _Run(plan, checkpoint, destination, quantizer, progress).execute(workers)
             _check_unchanged(plan, checkpoint)
-            rows = _rows(plan, records)
-            _write_metadata(plan, destination.folder, records, rows)
             wall = round(time.monotonic() - clock, 3)
             run = {"started": started, "wall_seconds": wall, "workers": workers, "device": quantizer.place}
-            tensors = summarise(rows, family_of(checkpoint.config), plan.recipe) if rows else {}
-            manifest = _manifest(plan, records, run, tensors)
-            write_durably(destination.folder / MANIFEST, manifest.to_text().encode())
+            manifest = write_metadata(plan, checkpoint, destination.folder, records, run)
             destination.publish(overwrite=overwrite)
     except (OSError, MemoryError, RuntimeError) as error:
         said = refusal(error)
@@ -236,12 +218,12 @@ class _Run:
         self.records[name] = record
 
     def _hash_source(self, name: str) -> Record:
-        return _file_record(self.checkpoint.file(name))
+        return file_record(self.checkpoint.file(name))
 
     def _copy(self, name: str) -> Record:
         path = self.destination.folder / name
         copy_durably(self.checkpoint.file(name), path)
-        return _file_record(path)
+        return file_record(path)
 
     def _copy_as_it_is(self, name: str) -> None:
         """A file that no engine reads, such as a log: whatever it holds now; gone is no reason to stop."""
@@ -259,10 +241,6 @@ class _Run:
             self.done += count
             if self.progress is not None and count:
                 self.progress(self.done, self.plan.bytes_in)
-
-
-def _file_record(path: Path) -> Record:
-    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _check_unchanged(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -285,38 +263,3 @@ def _missing_bytes(plan: Plan, checkpoint: Checkpoint, destination: Destination)
     tensors = sum(job.nbytes for job in jobs) + ENTRY_BYTES * plan.counts["tensors_out"]
     sizes = [checkpoint.file(name).stat().st_size for name in copies if (checkpoint.root / name).is_file()]
     return tensors + sum(sizes) + 2 * len(plan.config_text)
-
-
-def _rows(plan: Plan, records: dict[str, Record]) -> list[TensorRow]:
-    """Of all shards, in the order of the plan."""
-    return [TensorRow(**row) for job in plan.jobs for row in records["out:" + job.file]["tensors"]]
-
-
-def _write_metadata(plan: Plan, folder: Path, records: dict[str, Record], rows: list[TensorRow]) -> None:
-    """Index, config and the report of tensors, after all shards."""
-    write_index(folder, {job.file: job.specs for job in plan.jobs})
-    write_durably(folder / CONFIG, plan.config_text.encode())
-    if rows:
-        write_durably(folder / TENSOR_REPORT, to_csv(rows).encode())
-    for name in (INDEX, CONFIG, TENSOR_REPORT):
-        if (folder / name).is_file():
-            records["out:" + name] = _file_record(folder / name)
-
-
-def _manifest(plan: Plan, records: dict[str, Record], run: dict[str, Any], tensors: dict[str, Any]) -> Manifest:
-    files: dict[str, dict[str, Record]] = {"in": {}, "out": {}}
-    for name, record in sorted(records.items()):
-        side, _, file = name.partition(":")
-        files[side][file] = {"bytes": record["bytes"], "sha256": record["sha256"]}
-    return Manifest(
-        qconvert=plan.version,
-        operation=plan.operation,
-        recipe=plan.recipe,
-        source={**hub_identity(Path(plan.source)), "files": files["in"]},
-        output={"files": files["out"]},
-        counts=plan.counts,
-        warnings=plan.warnings,
-        notes=plan.notes,
-        tensors=tensors,
-        run={**run, "source": plan.source, "python": platform.python_version(), "torch": str(torch.__version__)},
-    )

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from qconvert.checkpoint import INDEX, ShardWriter, write_checkpoint
 from qconvert.cli import main
 from qconvert.quantization import quantize
+from tests.filesystem.mounts import mounted
 from tests.tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -180,17 +181,8 @@ def test_disk_that_fills_up_on_the_way(source: Path, tmp_path: Path, monkeypatch
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of one megabyte; the converted folder takes two."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", "1m") as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
 
 
 @pytest.mark.parametrize("checked_before", [True, False])

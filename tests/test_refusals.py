@@ -18,6 +18,7 @@ from qconvert.errors import UserError
 from qconvert.manifest import Manifest
 from qconvert.quantization import plan_quantize, quantize, run_plan
 from qconvert.refusals import WAYS_OUT, refusal
+from tests.filesystem.mounts import mounted
 from tests.filesystem.sweep import sweep
 from tests.tiny import write_tiny_checkpoint
 
@@ -158,16 +159,8 @@ def test_a_rename_that_fails_at_the_end_costs_nothing(
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of its own, as a container's volume is."""
-    mount = tmp_path / "volume"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(mount)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "volume", "40m") as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_mount_point_is_filled_from_inside(source: Path, tmp_path: Path, volume: Path) -> None:
@@ -210,3 +203,11 @@ def test_every_call_may_fail() -> None:
     if found is None:
         pytest.skip("no C compiler here")
     assert " 0 wrong" in found
+
+
+@pytest.mark.slow
+def test_the_sweep_sees_what_it_guards_against() -> None:
+    """Without the messages a refusal is a traceback."""
+    with pytest.raises(AssertionError, match="a traceback"):
+        if sweep(every=500, offset=7, defect=True) is None:
+            pytest.skip("no C compiler here")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import qconvert
-from qconvert_evals import drafting, predictions, speculation, statistics, weight_errors
+from qconvert_evals import drafting, predictions, speculation, weight_errors
 from qconvert_evals.corpus import Corpus, Tokenizer, make_corpus
 from qconvert_evals.data import Document, load_documents
 from qconvert_evals.identity import check_comparable, head_fault, identities, machine, model_figures
@@ -35,11 +35,12 @@ from qconvert_evals.metrics.found import Found
 from qconvert_evals.metrics.weights import WeightState
 from qconvert_evals.results import Results, is_noise, reference_of
 from qconvert_evals.sampling import Sampling, read_sampling
+from qconvert_evals.size import sizes, too_large
 from qconvert_evals.speculation import LiveSettings
 from qconvert_evals.tasks.settings import TaskSettings
 from qconvert_evals.tasks.stage import Benchmarks
 from qconvert_evals.trunk import Track, run_trunk, start_all
-from qconvert_reference.device import choose_device, describe, memory_for_weights
+from qconvert_reference.device import choose_device, describe
 from qconvert_reference.lane import Lane
 from qconvert_reference.threads import single_tokens
 
@@ -48,7 +49,6 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 WORST = 20
 LIVE = LiveSettings()
 WORST_TABLES = {"weights_worst": weights_metric.worst, "weights_worst_blocks": weights_metric.worst_blocks}
-LIVE_BYTES = 8 << 30  # weights of a model that may be held in a CPU's memory as a whole, for generation
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Comparison:
             vocab_size=lane.config.vocab_size,
         ).to(settings.device)
         check_length(lane, max(len(one.tokens) for one in corpus.sequences))
-        large = next((why for one in (lane, *others) if (why := _too_large(one))), "")
+        large = next((why for one in (lane, *others) if (why := too_large(one))), "")
         asked = settings.tasks
         tasks = None if asked is None else Benchmarks.prepare(asked, (lane, *others), large)
         sampling = read_sampling(lane.weights.checkpoint.root)
@@ -191,7 +191,7 @@ class _Comparison:
 
     def _weights(self) -> None:
         for lane in (self.base, *self.others):
-            self.found.append(_sizes(lane))
+            self.found.append(sizes(lane))
         tick = self.stages.begin("weights", sum(len(lane.weights.names) for lane in self.candidates))
         for lane in self.others:
             state = WeightState(lane.name)  # of a noise lane: the weights of another, nothing touched, nothing missing
@@ -240,7 +240,7 @@ class _Comparison:
         lanes = [self.base, *self.candidates]
         tick = self.stages.begin("decoding", len(lanes) * len(speculation.choose_prompts(self.corpus, settings)))
         for lane in lanes:
-            why = self._headless(lane) or _too_large(lane)
+            why = self._headless(lane) or too_large(lane)
             if why:
                 self.found += speculation.absent(lane.name, steps, why)
                 continue
@@ -289,22 +289,3 @@ class _Comparison:
             "sampling": self.sampling.record(),
             "live": {name: getattr(settings.live, name) for name in ("prompts", "prompt_tokens", "new_tokens")},
         }
-
-
-def _too_large(lane: Lane) -> str:
-    """Why a lane cannot generate, "" if it can."""
-    size, limit = _bytes(lane), memory_for_weights(lane.device, LIVE_BYTES)
-    if size <= limit:
-        return ""
-    return f"generation needs all {size:,} bytes of weights in memory; the limit is {limit:,}"
-
-
-def _bytes(lane: Lane) -> int:
-    return sum(info.nbytes for info in lane.weights.checkpoint.tensors.values())
-
-
-def _sizes(lane: Lane) -> Found:
-    found = Found(lane.name)
-    tensors = len(lane.weights.checkpoint.tensors)
-    found.add("model.bytes", "all", "bytes", statistics.exact(_bytes(lane), tensors))
-    return found

@@ -33,7 +33,7 @@ class OpenShards:
                 opened = safe_open(self._root / info.file, framework="pt", backend="pread")
                 shard = self._open.setdefault(info.file, opened)
             tensor: Tensor = shard.get_tensor(info.name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, FileNotFoundError) as error:  # what else the system says is not about the file
             raise _changed(info, first_line(error)) from error
         if tuple(tensor.shape) != info.shape or tensor.dtype != TORCH_TYPES[info.dtype]:
             raise _changed(info, f"{tensor.dtype} {list(tensor.shape)}")

@@ -37,7 +37,7 @@ from qconvert_reports.rules import AT_LEAST, AT_MOST, WITHIN, Rule
 
 PASS, IMPROVED, FAIL, INCONCLUSIVE, NOT_APPLICABLE = "pass", "improved", "fail", "inconclusive", "not applicable"
 NAMED_FROM = 100  # llama.cpp gives no statistics under as many tokens either
-THIN = 1.5  # half-widths; a row with less is marked, since one run in some hundred of the same kind may differ
+THIN = 1.5  # half-widths; a row with less is marked, since one run in 600 of the same kind may come out open
 HOPELESS = 1e5  # half-widths from the bound; nobody will ever run ten thousand million times as many samples
 
 WHOLLY_WITHIN = "the whole 95% interval is within the bound"

@@ -1,10 +1,11 @@
 """A file system that refuses: every call with which `quantize` changes a file fails once, with each of several numbers.
 
-    python -m tests.filesystem.sweep [--every N] [--offset N]
+    python -m tests.filesystem.sweep [--every N] [--offset N] [--defect]
 
 For the k-th call and each number: exit code 2 and one message (or 0, where the work can go on without the call), no
 traceback, the source untouched, nothing half-written under the final name; and the same command afterwards ends in the
-bytes of an undisturbed run.
+bytes of an undisturbed run. A sweep in which no call fails proves nothing and is wrong itself; `--defect` takes the
+messages away that it guards, which it must find.
 
 `faults.c` is compiled and preloaded into a process of its own, which imports everything once and forks for each run, so
 that a run costs a fraction of a second. Its torch has one thread: a fork keeps only the thread that calls it.
@@ -42,8 +43,8 @@ def built(folder: Path) -> Path | None:
     return library
 
 
-def sweep(every: int = 1, offset: int = 0) -> str | None:
-    """What a process with the library preloaded finds, as text; its exit code is 1 where something was wrong. None
+def sweep(every: int = 1, offset: int = 0, defect: bool = False) -> str | None:
+    """What a process with the library preloaded finds, as text; AssertionError with it where something was wrong. None
     without a compiler."""
     with tempfile.TemporaryDirectory() as folder:
         library = built(Path(folder))
@@ -51,6 +52,7 @@ def sweep(every: int = 1, offset: int = 0) -> str | None:
             return None
         environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", SERVES: folder}
         arguments = [sys.executable, "-m", "tests.filesystem.sweep", "--every", str(every), "--offset", str(offset)]
+        arguments += ["--defect"] if defect else []
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise AssertionError(f"{done.stdout}\n{done.stderr}")
@@ -68,7 +70,7 @@ class Ended:
 class Sweep:
     """The forked runs in one work folder; `place` is the folder in which calls are counted and the output appears."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, defect: bool) -> None:
         from tests.tiny import write_tiny_checkpoint
 
         self.library = ctypes.CDLL(None)
@@ -79,6 +81,7 @@ class Sweep:
         (self.source / "notes.md").write_text("read by no engine\n")
         self.untouched = contents(self.source)
         self.place.mkdir()
+        self.refused, self.defect = 0, defect
 
     def run(self, k: int = 0, number: int = 0) -> Ended:
         """`quantize` in a child whose k-th call fails; 0: none does."""
@@ -90,8 +93,11 @@ class Sweep:
         return Ended(os.waitstatus_to_exitcode(status), said.read_text())
 
     def _child(self, said: Path, k: int, number: int) -> None:
-        from qconvert.cli import main
+        from qconvert import pipeline
+        from qconvert.cli import commands, main
 
+        if self.defect:
+            pipeline.refusal = commands.refusal = lambda error: None
         code = 99
         try:
             with said.open("w") as file:
@@ -128,6 +134,7 @@ class Sweep:
     def wrong(self, k: int, number: int) -> list[str]:
         """What is not as it has to be when call k fails with this number."""
         first = self.run(k, number)
+        self.refused += first.code != 0
         found = []
         if first.code not in (0, 2):
             found.append(f"exit code {first.code}")
@@ -165,11 +172,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="of so many points one is tried")
     parser.add_argument("--offset", type=int, default=0, help="the first of them")
+    parser.add_argument("--defect", action="store_true", help="put back the fault that this guards against")
     options = parser.parse_args()
     if SERVES not in os.environ:
-        print(sweep(options.every, options.offset) or "no compiler here: nothing was tried")
+        print(sweep(options.every, options.offset, options.defect) or "no compiler here: nothing was tried")
         return 0
-    sweeper = Sweep(Path(os.environ[SERVES]))
+    sweeper = Sweep(Path(os.environ[SERVES]), options.defect)
     calls = sweeper.calls()
     points = [(k, number) for k in range(1, len(calls) + 1) for number in NUMBERS]
     tried, bad = points[options.offset :: options.every], 0
@@ -177,8 +185,12 @@ def main() -> int:
         for what in sweeper.wrong(k, number):
             bad += 1
             print(f"call {k} ({calls[k - 1]}), {errno.errorcode[number]}: {what}")
+    if not sweeper.refused:
+        bad += 1
+        print("no call was refused: the library stands between nothing")
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(Counter(calls).items()))
-    print(f"{len(calls)} calls ({kinds}); {len(tried)} of {len(points)} points tried, {bad} wrong")
+    tally = f"{len(tried)} of {len(points)} points tried, {sweeper.refused} runs refused, {bad} wrong"
+    print(f"{len(calls)} calls ({kinds}); {tally}")
     return min(bad, 1)
 
 

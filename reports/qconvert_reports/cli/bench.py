@@ -17,7 +17,7 @@ from qconvert_reports.cli.bench_kernels import kernels
 from qconvert_reports.cli.compare import command_line, named_candidates
 from qconvert_reports.cli.files import free_files, make_folder, write_files
 from qconvert_reports.cli.finish import FOLDER, device_option, extra_for, yarn_option
-from qconvert_reports.cli.parameters import named, numbers
+from qconvert_reports.cli.parameters import DATA, checkpoint_options, numbers
 
 if TYPE_CHECKING:
     from qconvert_evals.latency import LatencySettings
@@ -46,18 +46,8 @@ bench.add_command(kernels)
 
 
 @bench.command()
-@click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id.")
-@click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
-@click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
-@click.option(
-    "--candidate",
-    "candidates",
-    multiple=True,
-    callback=named,
-    metavar="NAME=PATH",
-    help="Another conversion; may be repeated.",
-)
-@click.option("--data", metavar="SPEC", help="Text to read: file.txt, file.jsonl or a hub data set.")
+@checkpoint_options
+@click.option("--data", metavar="SPEC", help=f"Text to read: {DATA}.")
 @click.option(
     "--contexts",
     callback=numbers,

@@ -23,7 +23,7 @@ from qconvert_reports.cli.finish import (
     min_margin_option,
     yarn_option,
 )
-from qconvert_reports.cli.parameters import named
+from qconvert_reports.cli.parameters import DATA, checkpoint_options
 from qconvert_reports.cli.task_options import task_options
 
 if TYPE_CHECKING:
@@ -31,21 +31,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id.")
-@click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST.")
-@click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST.")
-@click.option(
-    "--candidate",
-    "candidates",
-    multiple=True,
-    callback=named,
-    metavar="NAME=PATH",
-    help="Another conversion; may be repeated.",
-)
+@checkpoint_options
 @click.option(
     "--data",
     metavar="SPEC",
-    help="Text to measure on: file.txt, file.jsonl or a hub data set; default: packaged texts.",
+    help=f"Text to measure on: {DATA}; default: packaged texts.",
 )
 @click.option("--tokens", type=click.IntRange(min=1), default=16384, show_default=True, help="Tokens to measure.")
 @click.option("--seq-len", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of one sequence.")

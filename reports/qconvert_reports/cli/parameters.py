@@ -1,11 +1,18 @@
-"""Callbacks for values that click does not know: numbers between commas, and a name with a path.
+"""Options that several commands share, and callbacks for values that click does not know: numbers between commas, and
+a name with a path.
 
 A wrong one is refused as click refuses all others, naming the option, with exit code 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DATA = "file.txt, file.jsonl, file.parquet, or a data set NAME[:CONFIG][:SPLIT]"
 
 
 def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -25,3 +32,19 @@ def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
         if not (name and path):
             raise click.BadParameter(f"it needs a name and a path: expected NAME=PATH, found {one!r}")
     return tuple((name, path) for _, name, path in pairs)
+
+
+def checkpoint_options(command: Command) -> Command:
+    """The base and its conversions: --bf16, --fp8, --int4, --candidate."""
+    options = (
+        click.option("--bf16", "base", required=True, metavar="SRC", help="The BF16 checkpoint: a folder or a hub id."),
+        click.option("--fp8", metavar="DST", help="Its FP8 conversion; short for --candidate fp8=DST."),
+        click.option("--int4", metavar="DST", help="Its INT4 conversion; short for --candidate int4=DST."),
+        click.option(
+            "--candidate", "candidates", multiple=True, callback=named, metavar="NAME=PATH",
+            help="Another conversion; may be repeated.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
